@@ -1,0 +1,1 @@
+//! The node agent: registry front and local peer.

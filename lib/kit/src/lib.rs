@@ -1,0 +1,1 @@
+//! Configuration, telemetry and shutdown shared by the programs.

@@ -1,0 +1,21 @@
+//! Pure words of the trade: digests, metainfo, pieces, blocks, bitfields and peers.
+//!
+//! Every other room speaks in these types. Nothing here does IO, reads a clock or draws a random number, and nothing
+//! here knows of the wire, the disk or HTTP.
+
+mod bitfield;
+mod digest;
+mod geometry;
+mod metainfo;
+mod peer;
+mod rendezvous;
+
+pub use bitfield::{Bitfield, BitfieldError};
+pub use digest::{Digest, Hasher, ParseDigestError};
+pub use geometry::{
+    BLOCK_LENGTH_MAX, BlockRef, Geometry, GeometryError, PIECE_COUNT_MAX, PIECE_LENGTH_MAX, PIECE_LENGTH_MIN,
+    PieceIndex,
+};
+pub use metainfo::{Metainfo, MetainfoError, PieceHash};
+pub use peer::{ParsePeerIdError, PeerId, PeerInfo, Role, Topology};
+pub use rendezvous::rendezvous_order;

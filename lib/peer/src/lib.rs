@@ -1,0 +1,1 @@
+//! Drives the sans-IO swarm over sockets and the store.

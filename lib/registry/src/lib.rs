@@ -1,0 +1,1 @@
+//! OCI distribution: references, upstream client, error bodies.

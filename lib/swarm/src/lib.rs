@@ -1,0 +1,1 @@
+//! The sans-IO swarm: wire codec, picker, choker, torrents.

@@ -1,0 +1,1 @@
+//! The origin: pull-through to registries, metainfo, first seeder.

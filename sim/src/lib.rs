@@ -1,0 +1,1 @@
+//! Deterministic simulator of whole swarms over the shipped lib/swarm.

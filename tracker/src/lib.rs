@@ -1,0 +1,1 @@
+//! The tracker: announces with leases, peer handout.
