@@ -1,1 +1,19 @@
-//! The sans-IO swarm: wire codec, picker, choker, torrents.
+//! The sans-IO swarm: wire codec, availability, picker, choker, torrents and peers of one node.
+//!
+//! No clock, socket, file, thread or lock lives here: time and randomness are inputs, frames and wishes are outputs. The
+//! driver (`shoal-peer`) and the simulator (`shoal-sim`) run the very same code. Payload bytes never pass through it.
+//!
+//! Start at [`Swarm`].
+
+mod config;
+mod event;
+mod swarm;
+mod time;
+pub mod wire;
+
+pub use config::{ChokePolicy, Config};
+pub use event::{
+    BlockOutcome, ConnId, DisconnectReason, Event, Frame, ReaderId, TimeoutReason, TorrentKey, Transmit, Violation,
+};
+pub use swarm::{OpenTorrent, SEND_WINDOW_BLOCKS, Swarm, TorrentView};
+pub use time::Time;
