@@ -1,1 +1,15 @@
-//! Configuration, telemetry and shutdown shared by the programs.
+//! Configuration, telemetry, the admin server and shutdown, shared by the programs.
+//!
+//! The agent, the origin and the tracker call this; nothing here knows of blobs, peers or registries.
+
+pub mod admin;
+pub mod config;
+pub mod metrics;
+pub mod shutdown;
+pub mod telemetry;
+pub mod units;
+
+pub use admin::{Admin, AdminError, AdminParts, serve_admin};
+pub use config::{ConfigError, Rejected};
+pub use metrics::Metrics;
+pub use units::{ByteSize, HumanDuration, ParseUnitError, Rate};
