@@ -1,1 +1,19 @@
-//! End-to-end tests with real daemons in shaped network namespaces.
+//! End-to-end lab: real container daemons and a real registry on one machine, each node in namespaces of its own, with links
+//! shaped in both directions. Called by the tests of this crate only.
+//!
+//! Participants, from the bottom up: [`lab`] makes the network and the nodes; [`process`] starts programs on them;
+//! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream; [`runtime`] holds the clients (dockerd,
+//! containerd, podman, skopeo); [`cluster`] starts `shoal` itself; [`harness`] runs the tests and counts.
+//!
+//! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`cluster`] knows its command line,
+//! configuration and metrics.
+
+pub mod cluster;
+pub mod harness;
+pub mod image;
+pub mod lab;
+pub mod process;
+pub mod registry;
+pub mod runtime;
+pub mod tls;
+pub mod wait;

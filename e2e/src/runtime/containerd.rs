@@ -1,0 +1,104 @@
+//! containerd with `ctr`, which reads certs.d/hosts.toml.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Client;
+use crate::lab::Node;
+use crate::process::{Process, output};
+use crate::wait::wait_until;
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    node: Arc<Node>,
+    socket: PathBuf,
+    containers: AtomicU32,
+    _process: Process,
+}
+
+impl Containerd {
+    /// Starts containerd on a node and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(node: &Arc<Node>) -> Result<Self> {
+        let socket = node.run_dir().join("containerd.sock");
+        let config = node.dir().join("containerd.toml");
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = {socket:?}\n",
+            node.dir().join("containerd"),
+            node.run_dir().join("containerd"),
+        );
+        fs::write(&config, text)?;
+        fs::create_dir_all(node.dir().join("certs.d"))?;
+        let mut command = node.command("containerd");
+        command.arg("--config").arg(&config);
+        let process = node.start("containerd", command)?;
+        let mut containerd = Self { node: Arc::clone(node), socket, containers: AtomicU32::new(0), _process: process };
+        wait_until("containerd to answer", Duration::from_secs(60), || {
+            containerd._process.check_running()?;
+            Ok(output(ctr(&containerd.node, &containerd.socket).arg("version")).is_ok())
+        })?;
+        Ok(containerd)
+    }
+
+    /// Writes the hosts.toml of a registry: its `mirrors` in order, then the registry itself at `server`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_hosts(&self, registry: &str, server: &str, mirrors: &[&str]) -> Result<()> {
+        let dir = self.certs_d().join(registry);
+        fs::create_dir_all(&dir)?;
+        // Without any [host] table the file is refused.
+        let mirrors = if mirrors.is_empty() { &[server] } else { mirrors };
+        let hosts = mirrors.iter().map(|url| format!("[host.{url:?}]\ncapabilities = [\"pull\", \"resolve\"]\n"));
+        fs::write(dir.join("hosts.toml"), format!("server = {server:?}\n{}", hosts.collect::<String>()))
+            .context("hosts.toml")
+    }
+
+    fn certs_d(&self) -> PathBuf {
+        self.node.dir().join("certs.d")
+    }
+
+    fn ctr(&self, words: &[&str]) -> Result<String> {
+        output(ctr(&self.node, &self.socket).args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+fn ctr(node: &Node, socket: &std::path::Path) -> Command {
+    let mut command = node.bounded("ctr");
+    command.arg("--address").arg(socket);
+    command
+}
+
+impl Client for Containerd {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        self.ctr(&["images", "pull", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
+    }
+
+    fn digest(&self, reference: &str) -> Result<String> {
+        let table = self.ctr(&["images", "list", &format!("name=={reference}")])?;
+        let digest = table.split_whitespace().find(|word| word.starts_with("sha256:"));
+        digest.map(str::to_owned).with_context(|| format!("no digest of {reference} in\n{table}"))
+    }
+
+    fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>> {
+        // Cgroups are named after containers, and all nodes share the machine's cgroups.
+        let id = format!("{}-{}", self.node.name(), self.containers.fetch_add(1, Ordering::Relaxed));
+        self.ctr(&[&["run", "--rm", "--net-host", reference, &id], words].concat()).map(Some)
+    }
+}

@@ -1,0 +1,95 @@
+//! dockerd with its own containerd, classic image store.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Client;
+use crate::lab::Node;
+use crate::process::{Process, output};
+use crate::wait::wait_until;
+
+/// What a test sets of dockerd.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--registry-mirror`: an URL; used for docker.io alone.
+    pub mirror: Option<String>,
+    /// `--insecure-registry`: host and port of a registry without TLS.
+    pub insecure: Vec<String>,
+    /// The only authority dockerd trusts.
+    pub ca: Option<PathBuf>,
+}
+
+/// A running dockerd.
+#[derive(Debug)]
+pub struct Docker {
+    node: Arc<Node>,
+    socket: String,
+    _process: Process,
+}
+
+impl Docker {
+    /// Starts dockerd on a node and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(node: &Arc<Node>, options: &Options) -> Result<Self> {
+        let run_dir = node.run_dir();
+        let socket = format!("unix://{}/docker.sock", run_dir.display());
+        fs::create_dir_all(node.dir().join("docker-config"))?;
+        let mut command = node.command("dockerd");
+        command.arg("--data-root").arg(node.dir().join("docker")).arg("--exec-root").arg(run_dir.join("docker"));
+        command.arg("--pidfile").arg(run_dir.join("docker.pid")).args(["--host", &socket]);
+        command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false"]);
+        command.args(options.mirror.iter().flat_map(|url| ["--registry-mirror", url]));
+        command.args(options.insecure.iter().flat_map(|host| ["--insecure-registry", host]));
+        if let Some(ca) = &options.ca {
+            command.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent");
+        }
+        let mut process = node.start("dockerd", command)?;
+        let node = Arc::clone(node);
+        let version = |node: &Node| output(docker(node, &socket).args(["version", "--format", "{{.Server.Version}}"]));
+        wait_until("dockerd to answer", Duration::from_secs(60), || {
+            process.check_running()?;
+            Ok(version(&node).is_ok())
+        })?;
+        Ok(Self { node, socket, _process: process })
+    }
+
+    fn docker(&self, words: &[&str]) -> Result<String> {
+        output(docker(&self.node, &self.socket).args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+fn docker(node: &Node, socket: &str) -> Command {
+    let mut command = node.bounded("docker");
+    command
+        .env("DOCKER_CONFIG", node.dir().join("docker-config"))
+        .env_remove("DOCKER_CONTEXT")
+        .args(["--host", socket]);
+    command
+}
+
+impl Client for Docker {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        self.docker(&["pull", reference]).map(drop)
+    }
+
+    fn digest(&self, reference: &str) -> Result<String> {
+        let name = self.docker(&["image", "inspect", "--format", "{{index .RepoDigests 0}}", reference])?;
+        let (_, digest) = name.trim().split_once('@').with_context(|| format!("no digest in {name}"))?;
+        Ok(digest.to_owned())
+    }
+
+    fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>> {
+        self.docker(&[&["run", "--rm", "--network", "none", reference], words].concat()).map(Some)
+    }
+}

@@ -1,0 +1,141 @@
+//! podman and skopeo: no daemons, one library (containers/image), configured by registries.conf.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::Client;
+use crate::lab::Node;
+use crate::process::output;
+
+/// A registry in registries.conf.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    /// What references begin with.
+    pub registry: String,
+    /// Where to ask first: host, port and what goes before the image's name. Without one, the registry alone is asked.
+    pub mirror: Option<String>,
+}
+
+impl Mirror {
+    /// Writes registries.conf; all lab registries speak plain HTTP.
+    fn write(mirrors: &[Self], path: &Path) -> Result<()> {
+        let registries = mirrors.iter().map(|Self { registry, mirror }| {
+            let own = format!("[[registry]]\nprefix = {registry:?}\nlocation = {registry:?}\ninsecure = true\n");
+            let mirror = mirror.iter().map(|at| format!("[[registry.mirror]]\nlocation = {at:?}\ninsecure = true\n"));
+            own + &mirror.collect::<String>()
+        });
+        fs::write(path, registries.collect::<String>()).context("registries.conf")
+    }
+}
+
+/// podman on a node.
+#[derive(Debug)]
+pub struct Podman {
+    node: Arc<Node>,
+    registries_conf: PathBuf,
+}
+
+impl Podman {
+    /// Prepares podman on a node.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
+        let registries_conf = node.dir().join("registries.conf");
+        Mirror::write(mirrors, &registries_conf)?;
+        hide_shared_state(node)?;
+        Ok(Self { node: Arc::clone(node), registries_conf })
+    }
+
+    fn podman(&self, words: &[&str]) -> Result<String> {
+        let (dir, run_dir) = (self.node.dir().join("podman"), self.node.run_dir());
+        let mut command = self.node.bounded("podman");
+        command.env("CONTAINERS_REGISTRIES_CONF", &self.registries_conf);
+        command.arg("--root").arg(dir).arg("--runroot").arg(run_dir.join("podman"));
+        command.arg("--tmpdir").arg(run_dir.join("libpod"));
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]);
+        output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+impl Client for Podman {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        self.podman(&["pull", "--quiet", reference]).map(drop)
+    }
+
+    fn digest(&self, reference: &str) -> Result<String> {
+        Ok(self.podman(&["image", "inspect", "--format", "{{.Digest}}", reference])?.trim().to_owned())
+    }
+
+    fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>> {
+        self.podman(&[&["run", "--rm", "--network", "none", reference], words].concat()).map(Some)
+    }
+}
+
+/// skopeo on a node: copies an image into a directory.
+#[derive(Debug)]
+pub struct Skopeo {
+    node: Arc<Node>,
+    registries_conf: PathBuf,
+}
+
+impl Skopeo {
+    /// Prepares skopeo on a node.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
+        let registries_conf = node.dir().join("registries.conf");
+        Mirror::write(mirrors, &registries_conf)?;
+        hide_shared_state(node)?;
+        Ok(Self { node: Arc::clone(node), registries_conf })
+    }
+
+    fn target(&self, reference: &str) -> PathBuf {
+        self.node.dir().join("skopeo").join(reference.replace(['/', ':'], "_"))
+    }
+
+    fn skopeo(&self, words: &[&str]) -> Result<String> {
+        let mut command = self.node.bounded("skopeo");
+        command.arg("--registries-conf").arg(&self.registries_conf).arg("--insecure-policy").args(words);
+        output(&mut command).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+impl Client for Skopeo {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        let target = self.target(reference);
+        fs::create_dir_all(&target)?;
+        let target = format!("dir:{}", target.display());
+        self.skopeo(&["copy", "--quiet", &format!("docker://{reference}"), &target]).map(drop)
+    }
+
+    fn digest(&self, reference: &str) -> Result<String> {
+        let manifest = self.target(reference).join("manifest.json");
+        Ok(self.skopeo(&["manifest-digest", &manifest.to_string_lossy()])?.trim().to_owned())
+    }
+
+    fn run(&self, _reference: &str, _words: &[&str]) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+/// Gives a node its own copies of the directories that containers/image and libpod share on a machine.
+fn hide_shared_state(node: &Node) -> Result<()> {
+    for dir in ["/dev/shm", "/run/containers", "/var/lib/containers"] {
+        node.run("mkdir", &["-p", dir])?;
+        node.run("mount", &["-t", "tmpfs", "tmpfs", dir])?;
+    }
+    Ok(())
+}
