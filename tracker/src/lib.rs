@@ -1,1 +1,3 @@
 //! The tracker: announces with leases, peer handout.
+
+pub mod state;
