@@ -1,0 +1,62 @@
+//! A value that must never reach a log: the agent and the origin carry clients' credentials in it, unread.
+
+use std::fmt;
+
+use http::HeaderValue;
+
+/// A credential, such as the whole value of an `Authorization` header.
+///
+/// It can be compared and hashed, so it can be part of a cache's key, but `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a credential.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The credential itself, to be put on the wire and nowhere else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The credential as a header that HTTP libraries keep out of their logs; `None` if it cannot be a header.
+    pub(crate) fn header(&self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::from_str(&self.0).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_nothing_of_itself() {
+        let secret = Secret::new("Bearer abcdef");
+        assert_eq!(format!("{secret:?}"), "Secret(redacted)");
+        assert_eq!(format!("{:?}", secret.header().unwrap()), "Sensitive");
+    }
+}

@@ -1,0 +1,339 @@
+//! The client of upstream registries: manifests, blobs, listings, over HTTP/1.1 with or without TLS.
+//!
+//! Called by the origin, and by an agent that falls back. It follows redirects, answers challenges when the caller brought
+//! no credentials of its own, retries what may succeed later, and takes a broken body up again at the exact offset. It
+//! does not cache content, does not join equal requests, and does not check a blob's digest: who stores it hashes it.
+
+mod backoff;
+mod body;
+mod challenge;
+mod credentials;
+mod endpoint;
+mod error;
+mod request;
+mod token;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use http::{HeaderMap, Method, header};
+use serde::Deserialize;
+use shoal_meta::Digest;
+
+use self::backoff::retry;
+use self::credentials::Credentials;
+use self::endpoint::Endpoints;
+use self::request::{Ask, text_header};
+use self::token::Tokens;
+use crate::error::OciCode;
+use crate::reference::{Reference, Repository};
+use crate::secret::Secret;
+
+pub use error::{ConfigError, ErrorParts, UpstreamError};
+
+/// How upstream registries are reached.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Registries that differ from the rule `https://<registry>/v2/`, by the name clients call them. Default: none; then
+    /// only registries on localhost and 127.0.0.0/8 are reached over plain HTTP, as Docker does.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// A Docker config file whose `auths` are used for requests that bring no credentials. Default: none.
+    pub docker_config: Option<PathBuf>,
+    /// Time-outs and retries.
+    #[serde(skip)]
+    pub timing: Timing,
+}
+
+/// How one registry is reached.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Where it is, such as `https://mirror.example:5000`, with a path before `/v2/` if there is one. Default: the
+    /// registry's own name.
+    pub url: Option<String>,
+    /// Whether it is reached without TLS. Default: false; a `url` with a scheme decides by itself.
+    pub plain_http: bool,
+    /// A file of PEM certificates to trust beside the system's. Default: none.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Time-outs and retries of upstream requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Until a TCP connection stands. Default: 5 s.
+    pub connect: Duration,
+    /// From a request to its headers, with connection and TLS. Default: 10 s.
+    pub headers: Duration,
+    /// Without one byte of a body, before it counts as stalled. Default: 10 s.
+    pub progress: Duration,
+    /// The first pause before a retry; it doubles with each and is drawn between half and all of it. Default: 200 ms.
+    pub backoff_first: Duration,
+    /// The longest pause, and the longest `Retry-After` that is waited for; a longer one is an error. Default: 5 s.
+    pub backoff_max: Duration,
+    /// How often in a row a request may fail. Default: 4.
+    pub attempts: u32,
+}
+
+/// What is asked of upstream on whose behalf.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// The repository asked.
+    pub repository: Repository,
+    /// The client's `Authorization` header, used as it is; without one the configured credentials are.
+    pub authorization: Option<Secret>,
+}
+
+/// A manifest or index, or what HEAD says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its digest: verified when there is content.
+    pub digest: Digest,
+    /// Its media type, as upstream's `Content-Type` says.
+    pub media_type: String,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its bytes; empty for HEAD.
+    pub content: Bytes,
+}
+
+/// A listing passed through: tags or referrers.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// The headers a client needs: `Content-Type`, `Link`, `OCI-Filters-Applied`.
+    pub headers: HeaderMap,
+    /// The bytes, at most [`MANIFEST_LENGTH_MAX`](crate::MANIFEST_LENGTH_MAX).
+    pub content: Bytes,
+}
+
+/// The bytes of a blob from an offset to its end. It ends with an error unless exactly `length - offset` bytes came.
+pub struct BlobBody {
+    /// The whole blob's length in bytes.
+    pub length: u64,
+    /// Where this body begins, in bytes.
+    pub offset: u64,
+    stream: Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>,
+}
+
+/// The client of all upstream registries. A cheap handle: clones share connections and tokens.
+#[derive(Clone)]
+pub struct Upstream(Arc<Inner>);
+
+struct Inner {
+    endpoints: Endpoints,
+    credentials: Credentials,
+    tokens: Tokens,
+    timing: Timing,
+}
+
+impl Upstream {
+    /// Reads the certificates and credentials named by the configuration; asks nobody yet.
+    ///
+    /// # Errors
+    /// When a file cannot be read or a URL is not one.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let endpoints = Endpoints::new(config.registries, config.timing.connect)?;
+        let credentials = match &config.docker_config {
+            Some(path) => Credentials::read(path)?,
+            None => Credentials::default(),
+        };
+        Ok(Self(Arc::new(Inner { endpoints, credentials, tokens: Tokens::default(), timing: config.timing })))
+    }
+
+    /// Gets a manifest or index, or with `head` only its digest, type and length. `accept` are media types in order of
+    /// preference; if empty, [`MANIFEST_ACCEPT`](crate::MANIFEST_ACCEPT).
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says; content that does not have the digest asked for or declared is a protocol error.
+    pub async fn manifest(
+        &self,
+        access: &Access,
+        reference: &Reference,
+        head: bool,
+        accept: &[String],
+    ) -> Result<Manifest, UpstreamError> {
+        let path = format!("manifests/{reference}");
+        if head {
+            let ask = Ask::new(access, Method::HEAD, &path, OciCode::ManifestUnknown).accept(accept);
+            let response = retry(self.0.timing, || self.ask(&ask)).await?;
+            if let Some(manifest) = described(response.headers(), reference) {
+                return manifest;
+            }
+            // Registries may leave the digest or length out of HEAD; the content tells both.
+        }
+        let ask = Ask::new(access, Method::GET, &path, OciCode::ManifestUnknown).accept(accept);
+        let (headers, content) = retry(self.0.timing, || self.document(&ask)).await?;
+        let mut manifest = verified(&headers, reference, content)?;
+        if head {
+            manifest.content = Bytes::new();
+        }
+        Ok(manifest)
+    }
+
+    /// Asks for the length of a blob in bytes.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says; a protocol error if upstream tells no length at all.
+    pub async fn blob_length(&self, access: &Access, digest: &Digest) -> Result<u64, UpstreamError> {
+        body::length(self, access, digest).await
+    }
+
+    /// Opens a blob at an offset in bytes. A body that is cut, or stalls for [`Timing::progress`], is taken up again at
+    /// the exact offset, as often as it moves on; [`Timing::attempts`] failures in a row end it with an error.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says, from here until headers came, and from the body afterwards.
+    pub async fn blob(&self, access: &Access, digest: &Digest, offset: u64) -> Result<BlobBody, UpstreamError> {
+        body::open(self, access, digest, offset).await
+    }
+
+    /// Gets a listing of a repository: `path_and_query` is what follows `/v2/<name>/`, such as `tags/list?n=10`.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    pub async fn get(
+        &self,
+        access: &Access,
+        path_and_query: &str,
+        accept: &[String],
+    ) -> Result<Document, UpstreamError> {
+        let ask = Ask::new(access, Method::GET, path_and_query, OciCode::NameUnknown).listing(accept);
+        let (all, content) = retry(self.0.timing, || self.document(&ask)).await?;
+        let mut headers = HeaderMap::new();
+        for name in [header::CONTENT_TYPE, header::LINK, header::HeaderName::from_static("oci-filters-applied")] {
+            if let Some(value) = all.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        Ok(Document { headers, content })
+    }
+
+    /// Asks whether upstream lets the caller read this; no content moves. A digest may be a blob's or a manifest's.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    pub async fn authorize(&self, access: &Access, what: &Reference) -> Result<(), UpstreamError> {
+        if let Reference::Digest(digest) = what {
+            let path = format!("blobs/{digest}");
+            let ask = Ask::new(access, Method::HEAD, &path, OciCode::BlobUnknown).permission_only();
+            match retry(self.0.timing, || self.ask(&ask)).await {
+                Ok(_) => return Ok(()),
+                Err(UpstreamError::NotFound { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        let path = format!("manifests/{what}");
+        let ask = Ask::new(access, Method::HEAD, &path, OciCode::ManifestUnknown).accept(&[]).permission_only();
+        retry(self.0.timing, || self.ask(&ask)).await.map(|_| ())
+    }
+}
+
+/// What HEAD says of a manifest; `None` if it leaves out what we need.
+fn described(headers: &HeaderMap, reference: &Reference) -> Option<Result<Manifest, UpstreamError>> {
+    let declared = text_header(headers, DOCKER_CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+    let length = text_header(headers, header::CONTENT_LENGTH.as_str())?.parse().ok()?;
+    let media_type = media_type(headers)?;
+    let digest = match (reference, declared) {
+        (Reference::Digest(asked), Some(declared)) if differs(asked, &declared) => {
+            return Some(Err(wrong_digest(asked, &declared)));
+        }
+        (Reference::Digest(asked), _) => *asked,
+        (Reference::Tag(_), declared) => declared?,
+    };
+    Some(Ok(Manifest { digest, media_type, length, content: Bytes::new() }))
+}
+
+/// Checks content against the digest asked for, or for a tag the one declared.
+fn verified(headers: &HeaderMap, reference: &Reference, content: Bytes) -> Result<Manifest, UpstreamError> {
+    let declared = text_header(headers, DOCKER_CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+    let expected = reference.digest().copied().or(declared);
+    let digest = match expected {
+        Some(expected) => {
+            let mut hasher = expected.hasher();
+            hasher.update(&content);
+            let actual = hasher.finish();
+            if actual != expected {
+                return Err(wrong_digest(&expected, &actual));
+            }
+            actual
+        }
+        None => Digest::sha256_of(&content),
+    };
+    let media_type = media_type(headers).or_else(|| embedded_media_type(&content)).unwrap_or(FALLBACK_TYPE.to_owned());
+    Ok(Manifest { digest, media_type, length: content.len() as u64, content })
+}
+
+const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
+/// The type of a document that neither its headers nor itself name.
+const FALLBACK_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn differs(a: &Digest, b: &Digest) -> bool {
+    a.algorithm() == b.algorithm() && a != b
+}
+
+fn wrong_digest(expected: &Digest, actual: &Digest) -> UpstreamError {
+    UpstreamError::Protocol(format!("the manifest is {actual} where {expected} was expected"))
+}
+
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = text_header(headers, header::CONTENT_TYPE.as_str())?;
+    let essence = value.split(';').next().unwrap_or(value).trim();
+    (!essence.is_empty()).then(|| essence.to_owned())
+}
+
+fn embedded_media_type(content: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Typed {
+        #[serde(rename = "mediaType")]
+        media_type: String,
+    }
+    serde_json::from_slice::<Typed>(content).ok().map(|typed| typed.media_type)
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            headers: Duration::from_secs(10),
+            progress: Duration::from_secs(10),
+            backoff_first: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(5),
+            attempts: 4,
+        }
+    }
+}
+
+impl Access {
+    /// Access with the configured credentials, or anonymously.
+    #[must_use]
+    pub fn new(repository: Repository) -> Self {
+        Self { repository, authorization: None }
+    }
+}
+
+impl Stream for BlobBody {
+    type Item = Result<Bytes, UpstreamError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.as_mut().poll_next(context)
+    }
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody").field("length", &self.length).field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("timing", &self.0.timing).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,271 @@
+//! One request to a registry: redirects, the answer to a challenge, and what a status means. Retries are the caller's.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use super::endpoint::{Endpoint, HttpClient, resolve, same_origin};
+use super::{Access, Timing, Upstream, UpstreamError};
+use crate::error::OciCode;
+use crate::secret::Secret;
+use crate::{MANIFEST_ACCEPT, MANIFEST_LENGTH_MAX, excerpt};
+
+/// Redirects followed in a row.
+const REDIRECTS_MAX: usize = 5;
+/// The longest error body we read for its message, in bytes.
+const ERROR_LENGTH_MAX: usize = 16 * 1024;
+/// The longest `Retry-After` we believe.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const USER_AGENT: &str = concat!("shoal/", env!("CARGO_PKG_VERSION"));
+
+/// What is asked of a registry.
+pub(super) struct Ask<'a> {
+    pub(super) access: &'a Access,
+    method: Method,
+    /// What follows `/v2/<name>/`.
+    path: &'a str,
+    accept: Option<String>,
+    range_from: u64,
+    /// What is unknown if the answer is 404 and does not say.
+    unknown: OciCode,
+    /// Only whether we may have it matters: a redirect says yes and is not followed.
+    permission_only: bool,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn new(access: &'a Access, method: Method, path: &'a str, unknown: OciCode) -> Self {
+        Self { access, method, path, accept: None, range_from: 0, unknown, permission_only: false }
+    }
+
+    /// Asks for one of these media types, or those of manifests.
+    pub(super) fn accept(mut self, types: &[String]) -> Self {
+        self.accept = Some(if types.is_empty() { MANIFEST_ACCEPT.join(", ") } else { types.join(", ") });
+        self
+    }
+
+    /// Asks for one of these media types, or any.
+    pub(super) fn listing(mut self, types: &[String]) -> Self {
+        self.accept = (!types.is_empty()).then(|| types.join(", "));
+        self
+    }
+
+    /// Asks for the bytes from an offset on.
+    pub(super) fn from_offset(mut self, offset: u64) -> Self {
+        self.range_from = offset;
+        self
+    }
+
+    pub(super) fn permission_only(mut self) -> Self {
+        self.permission_only = true;
+        self
+    }
+
+    fn request(&self, uri: &Uri, authorization: Option<&Secret>) -> Result<Request<Full<Bytes>>, UpstreamError> {
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(uri)
+            .header(header::USER_AGENT, USER_AGENT)
+            // Content must come as it was digested.
+            .header(header::ACCEPT_ENCODING, "identity");
+        if let Some(accept) = &self.accept {
+            request = request.header(header::ACCEPT, accept);
+        }
+        if self.range_from > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", self.range_from));
+        }
+        if let Some(authorization) = authorization {
+            let value = authorization.header();
+            let value = value.ok_or_else(|| UpstreamError::Request("authorization is no header value".to_owned()))?;
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        request.body(Full::default()).map_err(|error| UpstreamError::Request(error.to_string()))
+    }
+}
+
+/// An answer, and whether the registry itself gave it.
+struct Answer {
+    response: Response<Incoming>,
+    from_registry: bool,
+}
+
+impl Upstream {
+    /// Asks once; an answer that is not a success is an error.
+    pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {
+        let endpoint = self.0.endpoints.find(&ask.access.repository.registry);
+        let brought = ask.access.authorization.as_ref();
+        let authorization = brought.cloned().or_else(|| self.0.tokens.current(&ask.access.repository));
+        let mut answer = self.follow(&endpoint, ask, authorization.as_ref()).await?;
+        if answer.is_challenge()
+            && brought.is_none()
+            && let Some(challenge) = challenge_of(answer.response.headers())
+            && let Some(granted) =
+                self.answer_challenge(&endpoint, &ask.access.repository, &challenge, authorization.as_ref()).await
+        {
+            answer = self.follow(&endpoint, ask, Some(&granted)).await?;
+        }
+        let status = answer.response.status();
+        if status.is_success() || (ask.permission_only && status.is_redirection()) {
+            return Ok(answer.response);
+        }
+        Err(answer.into_error(ask.unknown, self.0.timing).await)
+    }
+
+    /// Asks once and reads a small document.
+    pub(super) async fn document(&self, ask: &Ask<'_>) -> Result<(HeaderMap, Bytes), UpstreamError> {
+        let (head, body) = self.ask(ask).await?.into_parts();
+        let content = read_document(body, MANIFEST_LENGTH_MAX, self.0.timing).await?;
+        Ok((head.headers, content))
+    }
+
+    async fn follow(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        authorization: Option<&Secret>,
+    ) -> Result<Answer, UpstreamError> {
+        let registry = endpoint.uri(&ask.access.repository, ask.path)?;
+        let mut uri = registry.clone();
+        // Once the registry has sent us elsewhere its credentials stay behind, even if a host there points back.
+        let mut from_registry = true;
+        for _ in 0..=REDIRECTS_MAX {
+            let request = ask.request(&uri, authorization.filter(|_| from_registry))?;
+            let response = send(&endpoint.client, request, self.0.timing).await?;
+            let location = match response.status().as_u16() {
+                301 | 302 | 303 | 307 | 308 if !ask.permission_only => text_header(response.headers(), "location"),
+                _ => None,
+            };
+            let Some(location) = location else { return Ok(Answer { response, from_registry }) };
+            uri = resolve(&uri, location)
+                .ok_or_else(|| UpstreamError::Protocol("the redirect's location is not a URL".to_owned()))?;
+            from_registry &= same_origin(&registry, &uri);
+            tracing::debug!(host = uri.host(), from_registry, "following a redirect");
+        }
+        Err(UpstreamError::Protocol(format!("more than {REDIRECTS_MAX} redirects in a row")))
+    }
+}
+
+impl Answer {
+    fn is_challenge(&self) -> bool {
+        self.from_registry && self.response.status() == StatusCode::UNAUTHORIZED
+    }
+
+    async fn into_error(self, unknown: OciCode, timing: Timing) -> UpstreamError {
+        let status = self.response.status();
+        let retry_after = retry_after_of(self.response.headers());
+        let challenge = challenge_of(self.response.headers());
+        let said = Said::read(self.response, timing).await;
+        match status {
+            StatusCode::UNAUTHORIZED if self.from_registry => UpstreamError::Unauthorized { challenge },
+            StatusCode::FORBIDDEN if self.from_registry => UpstreamError::Denied { message: said.message },
+            StatusCode::NOT_FOUND => {
+                UpstreamError::NotFound { code: said.code.unwrap_or(unknown), message: said.message }
+            }
+            StatusCode::TOO_MANY_REQUESTS => UpstreamError::RateLimited { retry_after },
+            // A time-out the server noticed, and not a fault of the request.
+            StatusCode::REQUEST_TIMEOUT => UpstreamError::Server { status: 504, retry_after },
+            status if status.is_server_error() => UpstreamError::Server { status: status.as_u16(), retry_after },
+            status => UpstreamError::Refused { status: status.as_u16(), message: said.message },
+        }
+    }
+}
+
+/// What an error body says.
+struct Said {
+    code: Option<OciCode>,
+    message: String,
+}
+
+impl Said {
+    async fn read(response: Response<Incoming>, timing: Timing) -> Self {
+        #[derive(Deserialize)]
+        struct Body {
+            errors: Vec<One>,
+        }
+        #[derive(Deserialize)]
+        struct One {
+            code: String,
+            #[serde(default)]
+            message: Option<String>,
+        }
+        let status = response.status();
+        let content = read_document(response.into_body(), ERROR_LENGTH_MAX, timing).await.unwrap_or_default();
+        let first = serde_json::from_slice::<Body>(&content).ok().and_then(|body| body.errors.into_iter().next());
+        let fallback = || status.canonical_reason().unwrap_or("no reason given").to_ascii_lowercase();
+        match first {
+            Some(One { code, message }) => {
+                let Ok(code) = code.parse::<OciCode>();
+                let message = message.filter(|text| !text.is_empty()).map_or_else(fallback, |text| excerpt(&text));
+                Self { code: (code != OciCode::Unknown).then_some(code), message }
+            }
+            None => Self { code: None, message: fallback() },
+        }
+    }
+}
+
+/// Sends a request and waits for its headers.
+pub(super) async fn send(
+    client: &HttpClient,
+    request: Request<Full<Bytes>>,
+    timing: Timing,
+) -> Result<Response<Incoming>, UpstreamError> {
+    match tokio::time::timeout(timing.headers, client.request(request)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(UpstreamError::transport(error)),
+        Err(_) => Err(UpstreamError::Timeout { awaited: "headers", after: timing.headers }),
+    }
+}
+
+/// The next bytes of a body, or `None` at its end.
+pub(super) async fn next_bytes(body: &mut Incoming, timing: Timing) -> Result<Option<Bytes>, UpstreamError> {
+    loop {
+        let frame = match tokio::time::timeout(timing.progress, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => return Err(UpstreamError::transport(error)),
+            Ok(None) => return Ok(None),
+            Err(_) => return Err(UpstreamError::Timeout { awaited: "the body", after: timing.progress }),
+        };
+        match frame.into_data() {
+            Ok(bytes) if bytes.is_empty() => {}
+            Ok(bytes) => return Ok(Some(bytes)),
+            // Trailers.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Reads a body of at most `limit` bytes. One of a declared length that ends before it is a transport error.
+pub(super) async fn read_document(mut body: Incoming, limit: usize, timing: Timing) -> Result<Bytes, UpstreamError> {
+    let declared = hyper::body::Body::size_hint(&body).exact();
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(UpstreamError::TooLong { limit });
+    }
+    let mut content = BytesMut::new();
+    while let Some(bytes) = next_bytes(&mut body, timing).await? {
+        if content.len() + bytes.len() > limit {
+            return Err(UpstreamError::TooLong { limit });
+        }
+        content.extend_from_slice(&bytes);
+    }
+    Ok(content.freeze())
+}
+
+/// A header of plain text.
+pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// All challenges in one line, word for word.
+fn challenge_of(headers: &HeaderMap) -> Option<String> {
+    let texts: Vec<_> = headers.get_all(header::WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes).collect();
+    (!texts.is_empty()).then(|| String::from_utf8_lossy(&texts.join(b", ".as_slice())).into_owned())
+}
+
+/// `Retry-After` in seconds. As a date it is not read: our clock and upstream's may differ.
+fn retry_after_of(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = text_header(headers, header::RETRY_AFTER.as_str())?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
