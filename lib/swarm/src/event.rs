@@ -98,6 +98,8 @@ pub enum DisconnectReason {
     BadPiece,
     /// There is another connection to the same peer.
     Duplicate,
+    /// The peer owed us blocks and sent none, again and again.
+    Snubbed,
     /// We have too many connections and this one is the least useful.
     Surplus,
     /// The peer is banned.
@@ -131,7 +133,12 @@ pub enum Violation {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BlockOutcome {
     /// Keep the bytes until the piece is received or dropped.
-    Accepted,
+    Accepted {
+        /// The torrent.
+        torrent: TorrentKey,
+        /// The block.
+        block: BlockRef,
+    },
     /// We have it already, or cancelled it too late: throw the bytes away and count them as wasted.
     Duplicate,
 }

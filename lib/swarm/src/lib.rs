@@ -5,10 +5,17 @@
 //!
 //! Start at [`Swarm`].
 
+mod availability;
+mod choker;
 mod config;
+mod connection;
 mod event;
+mod picker;
+mod rate;
+mod superseed;
 mod swarm;
 mod time;
+mod torrent;
 pub mod wire;
 
 pub use config::{ChokePolicy, Config};

@@ -1,9 +1,29 @@
 //! One node's swarm: every torrent and every connection, owned by one caller.
+//!
+//! This file holds the state, the commands and the outputs; the inputs are in `message` (what peers say), `download`
+//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`.
 
-use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
+mod discovery;
+mod download;
+mod message;
+mod timers;
+mod upload;
 
-use crate::wire::{BlockHeader, Message};
-use crate::{BlockOutcome, Config, ConnId, Event, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rand::SeedableRng as _;
+use rand_pcg::Pcg64;
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
+
+use crate::choker::Choker;
+use crate::connection::{Connection, RemoteState};
+use crate::rate::Rate;
+use crate::torrent::{Reader, Torrent};
+use crate::wire::{LIST_LENGTH_MAX, Message};
+use crate::{
+    Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
+};
+use discovery::Discovery;
 
 /// Blocks given to the driver and not yet reported sent, at most, per connection.
 pub const SEND_WINDOW_BLOCKS: usize = 2;
@@ -34,8 +54,8 @@ pub struct TorrentView {
     pub active: u32,
     /// Connected peers in the torrent.
     pub peers: usize,
-    /// Of those, the ones with every piece.
-    pub seeders: usize,
+    /// Of those, the agents that lack a piece.
+    pub leechers: usize,
 }
 
 /// One node's swarm, without IO.
@@ -45,66 +65,433 @@ pub struct TorrentView {
 /// 1. [`poll_transmit`](Self::poll_transmit) until `None`, and send what came in one flush;
 /// 2. [`poll_event`](Self::poll_event) until `None`, and act; if an act is itself an input, start again;
 /// 3. [`poll_timeout`](Self::poll_timeout), and call [`handle_timeout`](Self::handle_timeout) at that time.
+///
+/// Decisions that follow from inputs (whom to ask, whom to serve, what to announce) are made when transmits are polled,
+/// so that many inputs before one drain cost one decision.
 #[derive(Debug)]
-pub struct Swarm;
+pub struct Swarm {
+    config: Config,
+    me: PeerInfo,
+    rng: Pcg64,
+    now: Time,
+    conns: BTreeMap<ConnId, Connection>,
+    torrents: BTreeMap<TorrentKey, Torrent>,
+    by_digest: BTreeMap<Digest, TorrentKey>,
+    by_peer: BTreeMap<PeerId, ConnId>,
+    choker: Choker,
+    discovery: Discovery,
+    /// Bytes requested and not received, over all connections.
+    requested_bytes: u64,
+    /// Bytes received and not verified.
+    unverified_bytes: u64,
+    rate_in: Rate,
+    dirty: Dirty,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    next_key: u32,
+    next_reader: u64,
+    next_tick: Time,
+    next_housekeeping: Time,
+}
+
+/// What the next flush has to look at.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Connections with an allowance that may be spent.
+    holding: BTreeSet<ConnId>,
+    /// Connections whose interest may have changed.
+    interest: BTreeSet<ConnId>,
+    /// Connections with blocks to hand to the driver.
+    sending: BTreeSet<ConnId>,
+    /// Torrents with pieces to announce.
+    fresh: BTreeSet<TorrentKey>,
+    /// Members of super-seeded torrents that may be shown more.
+    reveal: BTreeSet<(TorrentKey, ConnId)>,
+    /// Slots may be free.
+    slots: bool,
+}
 
 impl Swarm {
     /// Starts without torrents or connections. The same seed and inputs give the same outputs.
-    pub fn new(config: Config, me: PeerInfo, seed: u64) -> Self { let _ = (config, me, seed); unimplemented!() }
+    #[must_use]
+    pub fn new(config: Config, me: PeerInfo, seed: u64) -> Self {
+        Self {
+            choker: Choker::new(config.choke_policy, config.upload_slots),
+            config,
+            me,
+            rng: Pcg64::seed_from_u64(seed),
+            now: Time::ZERO,
+            conns: BTreeMap::new(),
+            torrents: BTreeMap::new(),
+            by_digest: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
+            discovery: Discovery::default(),
+            requested_bytes: 0,
+            unverified_bytes: 0,
+            rate_in: Rate::default(),
+            dirty: Dirty::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            next_key: 0,
+            next_reader: 0,
+            next_tick: Time::ZERO,
+            next_housekeeping: Time::ZERO,
+        }
+    }
+
     /// This node.
-    pub fn me(&self) -> &PeerInfo { unimplemented!() }
-    // -- commands
-    /// Opens a torrent, or returns the key of the open one. `None` when too many are open.
-    pub fn open(&mut self, now: Time, torrent: OpenTorrent) -> Option<TorrentKey> { let _ = (now, torrent); unimplemented!() }
-    /// Closes a torrent here and at every peer.
-    pub fn close(&mut self, now: Time, torrent: TorrentKey) { let _ = (now, torrent); unimplemented!() }
-    /// A piece came another way (upstream) and is verified and on disk.
-    pub fn add_piece(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) { let _ = (now, torrent, piece); unimplemented!() }
-    /// The hashes of pieces `0..known` are known now.
-    pub fn set_known(&mut self, now: Time, torrent: TorrentKey, known: u32) { let _ = (now, torrent, known); unimplemented!() }
-    /// A reader needs the blob in order from this piece on.
-    pub fn add_reader(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) -> Option<ReaderId> { let _ = (now, torrent, piece); unimplemented!() }
-    /// The reader got on to this piece.
-    pub fn move_reader(&mut self, now: Time, torrent: TorrentKey, reader: ReaderId, piece: PieceIndex) { let _ = (now, torrent, reader, piece); unimplemented!() }
+    #[must_use]
+    pub fn me(&self) -> &PeerInfo {
+        &self.me
+    }
+
+    // Commands.
+
+    /// Opens a torrent and gives its key, or the key of the one open for this digest. `None` when too many are open, or
+    /// when it is open with another geometry.
+    pub fn open(&mut self, now: Time, torrent: OpenTorrent) -> Option<TorrentKey> {
+        self.now = now;
+        let digest = torrent.digest;
+        if let Some(&key) = self.by_digest.get(&digest) {
+            return (self.torrents[&key].geometry == torrent.geometry).then_some(key);
+        }
+        if self.torrents.len() >= self.config.torrents_max {
+            return None;
+        }
+        let key = TorrentKey(self.next_key);
+        self.next_key += 1;
+        self.torrents.insert(key, Torrent::new(now, torrent));
+        self.by_digest.insert(digest, key);
+        let leech = self.torrents[&key].is_leech();
+        for conn in self.conns.keys().copied().collect::<Vec<_>>() {
+            let alias = self.waiting_alias(conn, &digest);
+            if leech || alias.is_some() {
+                self.send_open(conn, key);
+            }
+            if let Some(alias) = alias {
+                self.attach(conn, alias, key);
+            }
+        }
+        Some(key)
+    }
+
+    /// Closes a torrent here and at every peer. Pieces not yet verified are dropped.
+    pub fn close(&mut self, now: Time, torrent: TorrentKey) {
+        self.now = now;
+        let Some(state) = self.torrents.get(&torrent) else { return };
+        for piece in state.active.keys().copied().collect::<Vec<_>>() {
+            self.drop_piece(torrent, piece);
+        }
+        for conn in self.conns.keys().copied().collect::<Vec<_>>() {
+            self.detach(conn, torrent);
+            self.send_close(conn, torrent);
+        }
+        if let Some(state) = self.torrents.remove(&torrent) {
+            self.by_digest.remove(&state.digest);
+        }
+        self.dirty.fresh.remove(&torrent);
+        self.discovery.forget(torrent);
+    }
+
+    /// A piece came another way (from upstream) and is verified and on disk.
+    pub fn add_piece(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) {
+        self.now = now;
+        if self.torrents.get(&torrent).is_some_and(|state| !state.have.contains(piece)) {
+            self.drop_piece(torrent, piece);
+            self.set_open(torrent, piece, false);
+            self.gain(torrent, piece);
+        }
+    }
+
+    /// The hashes of pieces `0..known` are known now: those pieces may be asked for.
+    pub fn set_known(&mut self, now: Time, torrent: TorrentKey, known: u32) {
+        self.now = now;
+        let Some(state) = self.torrents.get_mut(&torrent) else { return };
+        let from = state.known;
+        state.known = known.clamp(from, state.geometry.piece_count());
+        let fresh: Vec<_> = (from..state.known)
+            .filter_map(|index| state.geometry.piece(index))
+            .filter(|&piece| !state.have.contains(piece) && !state.active.contains_key(&piece))
+            .collect();
+        for piece in fresh {
+            self.set_open(torrent, piece, true);
+        }
+    }
+
+    /// A reader needs the blob in order from this piece on. `None` when the torrent is not open.
+    pub fn add_reader(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) -> Option<ReaderId> {
+        self.now = now;
+        let state = self.torrents.get_mut(&torrent)?;
+        let reader = ReaderId(self.next_reader);
+        self.next_reader += 1;
+        state.readers.insert(reader, Reader { piece, since: now, fresh: true });
+        Some(reader)
+    }
+
+    /// The reader has got on to this piece.
+    pub fn move_reader(&mut self, now: Time, torrent: TorrentKey, reader: ReaderId, piece: PieceIndex) {
+        self.now = now;
+        if let Some(reader) = self.torrents.get_mut(&torrent).and_then(|state| state.readers.get_mut(&reader))
+            && reader.piece != piece
+        {
+            *reader = Reader { piece, since: now, fresh: false };
+        }
+    }
+
     /// The reader is gone; the download goes on.
-    pub fn remove_reader(&mut self, torrent: TorrentKey, reader: ReaderId) { let _ = (torrent, reader); unimplemented!() }
-    /// Peers known to take part (from the tracker): candidates to dial.
-    pub fn add_peers(&mut self, now: Time, torrent: TorrentKey, peers: &[PeerInfo]) { let _ = (now, torrent, peers); unimplemented!() }
-    // -- inputs
-    /// A connection is up and both Hellos are exchanged.
-    pub fn handle_connected(&mut self, now: Time, conn: ConnId, peer: PeerInfo, dialled: bool) { let _ = (now, conn, peer, dialled); unimplemented!() }
-    /// A connection is gone.
-    pub fn handle_disconnected(&mut self, now: Time, conn: ConnId) { let _ = (now, conn); unimplemented!() }
-    /// A dial asked for by `Event::Dial` failed.
-    pub fn handle_dial_failed(&mut self, now: Time, peer: PeerId) { let _ = (now, peer); unimplemented!() }
-    /// A control message came (Hello excepted). On a violation the swarm itself emits `Event::Disconnect`.
-    pub fn handle_message(&mut self, now: Time, conn: ConnId, message: Message) { let _ = (now, conn, message); unimplemented!() }
-    /// A block came. On a violation the swarm itself emits `Event::Disconnect`; throw the bytes away then.
-    pub fn handle_block(&mut self, now: Time, conn: ConnId, header: BlockHeader) -> Result<(TorrentKey, BlockRef, BlockOutcome), Violation> { let _ = (now, conn, header); unimplemented!() }
-    /// A block given by `poll_transmit` is written to the socket.
-    pub fn handle_block_sent(&mut self, now: Time, conn: ConnId, torrent: TorrentKey, block: BlockRef) { let _ = (now, conn, torrent, block); unimplemented!() }
-    /// The piece of an `Event::PieceReceived` was verified and written (`true`), or its hash is wrong (`false`).
-    pub fn handle_verified(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex, good: bool) { let _ = (now, torrent, piece, good); unimplemented!() }
-    /// The piece could not be written (our fault): it will be fetched again.
-    pub fn handle_write_failed(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) { let _ = (now, torrent, piece); unimplemented!() }
-    /// The answer to an `Event::FindTorrent`.
-    pub fn handle_find_answer(&mut self, now: Time, query: u64, digest: Digest, held: bool) { let _ = (now, query, digest, held); unimplemented!() }
-    /// The time of `poll_timeout` has come.
-    pub fn handle_timeout(&mut self, now: Time) { let _ = now; unimplemented!() }
-    // -- outputs
+    pub fn remove_reader(&mut self, torrent: TorrentKey, reader: ReaderId) {
+        if let Some(state) = self.torrents.get_mut(&torrent) {
+            state.readers.remove(&reader);
+        }
+    }
+
+    // Outputs.
+
     /// The next frame to send.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> { unimplemented!() }
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        if self.transmits.is_empty() {
+            self.flush();
+        }
+        self.transmits.pop_front()
+    }
+
     /// The next thing to do.
-    pub fn poll_event(&mut self) -> Option<Event> { unimplemented!() }
-    /// When to call `handle_timeout`, and why.
-    pub fn poll_timeout(&self) -> Option<(Time, TimeoutReason)> { unimplemented!() }
-    // -- getters
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), and why; `None` while nothing is under way.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Time, TimeoutReason)> {
+        let granted = self.conns.values().any(|conn| conn.up.granted > 0);
+        let progress = (self.requested_bytes > 0 || granted).then_some((self.next_tick, TimeoutReason::Progress));
+        let interested = self.conns.values().any(|conn| conn.up.interested);
+        let rechoke = self.choker.timeout().filter(|_| interested).map(|at| (at, TimeoutReason::Rechoke));
+        let housekeeping = self.needs_housekeeping().then_some((self.next_housekeeping, TimeoutReason::Housekeeping));
+        [progress, rechoke, housekeeping].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    // Getters.
+
     /// Looks at a torrent.
-    pub fn torrent(&self, torrent: TorrentKey) -> Option<TorrentView> { let _ = torrent; unimplemented!() }
-    /// Connected peers.
-    pub fn connections(&self) -> usize { unimplemented!() }
+    #[must_use]
+    pub fn torrent(&self, torrent: TorrentKey) -> Option<TorrentView> {
+        self.torrents.get(&torrent).map(|state| TorrentView {
+            have: state.have.count(),
+            pieces: state.geometry.piece_count(),
+            active: u32::try_from(state.active.len()).unwrap_or(u32::MAX),
+            peers: state.members.len(),
+            leechers: state.leechers,
+        })
+    }
+
+    /// The torrent open for a digest.
+    #[must_use]
+    pub fn key(&self, digest: &Digest) -> Option<TorrentKey> {
+        self.by_digest.get(digest).copied()
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
     /// The peer at the other end of a connection.
-    pub fn peer(&self, conn: ConnId) -> Option<&PeerInfo> { let _ = conn; unimplemented!() }
+    #[must_use]
+    pub fn peer(&self, conn: ConnId) -> Option<&PeerInfo> {
+        self.conns.get(&conn).map(|conn| &conn.peer)
+    }
+
+    // What every input shares.
+
+    fn send(&mut self, conn: ConnId, message: Message) {
+        self.transmits.push_back(Transmit { conn, frame: Frame::Control(message) });
+    }
+
+    fn disconnect(&mut self, conn: ConnId, reason: DisconnectReason) {
+        if self.conns.contains_key(&conn) {
+            self.forget_conn(conn);
+            self.events.push_back(Event::Disconnect { conn, reason });
+        }
+    }
+
+    fn violate(&mut self, conn: ConnId, violation: Violation) {
+        self.disconnect(conn, DisconnectReason::Violation(violation));
+    }
+
+    fn forget_conn(&mut self, conn: ConnId) {
+        for key in self.conns.get(&conn).map(|c| c.members.keys().copied().collect::<Vec<_>>()).unwrap_or_default() {
+            self.detach(conn, key);
+        }
+        if let Some(state) = self.conns.remove(&conn)
+            && self.by_peer.get(&state.peer.id) == Some(&conn)
+        {
+            self.by_peer.remove(&state.peer.id);
+        }
+        self.dirty.holding.remove(&conn);
+        self.dirty.interest.remove(&conn);
+        self.dirty.sending.remove(&conn);
+        self.dirty.slots = true;
+        self.transmits.retain(|transmit| transmit.conn != conn);
+    }
+
+    /// Opens or closes a piece to requests, keeping every peer's count of what we want from it.
+    fn set_open(&mut self, key: TorrentKey, piece: PieceIndex, open: bool) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let changed = if open { torrent.open.insert(piece) } else { torrent.open.remove(piece) };
+        if open && torrent.active.contains_key(&piece) {
+            torrent.begun.insert(piece);
+        } else {
+            torrent.begun.remove(&piece);
+        }
+        if !changed {
+            return;
+        }
+        for &conn in &torrent.members {
+            let Some(state) = self.conns.get_mut(&conn) else { continue };
+            let Some(member) = state.members.get_mut(&key).filter(|member| member.have.contains(piece)) else {
+                continue;
+            };
+            if open {
+                member.wanted += 1;
+                state.down.wanted += 1;
+            } else {
+                member.wanted -= 1;
+                state.down.wanted -= 1;
+            }
+            if state.down.interested != (state.down.wanted > 0) {
+                self.dirty.interest.insert(conn);
+            }
+            if open && state.down.allowance > 0 {
+                self.dirty.holding.insert(conn);
+            }
+        }
+    }
+
+    /// A piece is verified and on disk.
+    fn gain(&mut self, key: TorrentKey, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        torrent.have.insert(piece);
+        if torrent.super_seed.is_some() {
+            self.dirty.reveal.extend(torrent.members.iter().map(|&conn| (key, conn)));
+            self.end_super_seed(key);
+        } else if torrent.is_leech() {
+            torrent.fresh.push(piece);
+            self.dirty.fresh.insert(key);
+        } else {
+            torrent.fresh.clear();
+            let members: Vec<_> = torrent.members.iter().copied().collect();
+            for conn in members {
+                self.send(conn, Message::HaveAll { alias: key.alias() });
+                self.part_if_both_full(conn, key);
+            }
+        }
+    }
+
+    /// Makes the decisions that follow from the inputs since the last flush.
+    fn flush(&mut self) {
+        if !self.dirty.holding.is_empty() {
+            self.fill_all();
+        }
+        if !self.dirty.reveal.is_empty() {
+            self.reveal_all();
+        }
+        if self.dirty.slots {
+            self.dirty.slots = false;
+            self.hand_out_slots();
+        }
+        while let Some(conn) = self.dirty.sending.pop_first() {
+            self.release_blocks(conn);
+        }
+        while let Some(key) = self.dirty.fresh.pop_first() {
+            self.announce_fresh(key);
+        }
+        while let Some(conn) = self.dirty.interest.pop_first() {
+            self.tell_interest(conn);
+        }
+    }
+
+    fn announce_fresh(&mut self, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let fresh = std::mem::take(&mut torrent.fresh);
+        for &conn in &torrent.members {
+            let Some(state) = self.conns.get(&conn) else { continue };
+            let Some(member) = state.members.get(&key) else { continue };
+            // A peer that has a piece need not hear of it, but for an origin, which counts copies.
+            let all = state.peer.role == Role::Origin;
+            let pieces: Vec<u32> =
+                fresh.iter().filter(|&&piece| all || !member.have.contains(piece)).map(|piece| piece.get()).collect();
+            for pieces in pieces.chunks(LIST_LENGTH_MAX) {
+                let message = Message::Have { alias: key.alias(), pieces: pieces.to_vec() };
+                self.transmits.push_back(Transmit { conn, frame: Frame::Control(message) });
+            }
+        }
+    }
+
+    fn tell_interest(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let wants = state.down.wanted > 0;
+        if state.down.interested == wants {
+            return;
+        }
+        state.down.interested = wants;
+        if wants {
+            self.send(conn, Message::Interested);
+        } else {
+            state.down.allowance = 0;
+            self.dirty.holding.remove(&conn);
+            self.send(conn, Message::NotInterested);
+        }
+    }
+
     /// Panics when an invariant is broken; for tests and the simulator.
-    pub fn check_invariants(&self) { unimplemented!() }
+    ///
+    /// # Panics
+    /// When counts and sets that must agree do not.
+    pub fn check_invariants(&self) {
+        let inflight = |conn: &Connection| conn.down.inflight.iter().map(|(_, b)| u64::from(b.length)).sum::<u64>();
+        assert_eq!(self.requested_bytes, self.conns.values().map(inflight).sum::<u64>(), "requested bytes");
+        for (id, conn) in &self.conns {
+            assert_eq!(self.by_peer.get(&conn.peer.id), Some(id), "one connection per peer");
+            assert_eq!(conn.down.wanted, conn.members.values().map(|m| m.wanted).sum::<u32>(), "wanted at {id:?}");
+            assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {id:?}");
+            for (key, member) in &conn.members {
+                let torrent = &self.torrents[key];
+                assert!(torrent.members.contains(id), "members of {key:?}");
+                let wanted = torrent.open.iter_and(&member.have).count();
+                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {id:?}");
+            }
+            for (key, block) in &conn.down.inflight {
+                let active = self.torrents[key].active.get(&block.piece).expect("a requested block's piece is active");
+                assert!(active.holders().contains(id), "{id:?} holds {block:?}");
+            }
+        }
+        for (key, torrent) in &self.torrents {
+            assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
+            for &member in &torrent.members {
+                assert!(self.conns[&member].members.contains_key(key), "{member:?} knows {key:?}");
+            }
+            for piece in torrent.geometry.pieces() {
+                let (have, open) = (torrent.have.contains(piece), torrent.open.contains(piece));
+                assert!(!(have && open), "piece {piece:?} is had and open");
+                assert!(!(have && torrent.active.contains_key(&piece)), "piece {piece:?} is had and active");
+                let reachable = have || open || torrent.active.contains_key(&piece) || piece.get() >= torrent.known;
+                assert!(reachable, "piece {piece:?} of {key:?} is lost");
+            }
+            for (piece, active) in &torrent.active {
+                let orphan = active.holders().is_empty() && active.is_fetching();
+                assert!(!orphan || torrent.begun.contains(piece), "piece {piece:?} of {key:?} is asked of nobody");
+            }
+        }
+    }
+
+    /// The alias under which a peer opened a digest that is not open here.
+    fn waiting_alias(&self, conn: ConnId, digest: &Digest) -> Option<crate::wire::Alias> {
+        let remotes = &self.conns.get(&conn)?.remotes;
+        remotes
+            .iter()
+            .find(|(_, remote)| remote.digest == *digest && matches!(remote.state, RemoteState::Waiting(_)))
+            .map(|(alias, _)| *alias)
+    }
 }

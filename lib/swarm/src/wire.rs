@@ -62,9 +62,10 @@ pub enum Message {
     OpenTorrent { alias: Alias, digest: Digest, geometry: Geometry, have: Bitfield },
     CloseTorrent { alias: Alias },
     Have { alias: Alias, pieces: Vec<u32> },
+    HaveAll { alias: Alias },
     Interested,
     NotInterested,
-    Unchoke { allowance_bytes: u32 },
+    Unchoke { pieces: u32 },
     Choke,
     Request { alias: Alias, blocks: Vec<WireBlock> },
     Reject { alias: Alias, blocks: Vec<WireBlock> },
@@ -197,9 +198,10 @@ fn to_proto(message: &Message) -> proto::control::Message {
         }),
         Message::CloseTorrent { alias } => Out::CloseTorrent(proto::CloseTorrent { alias: alias.0 }),
         Message::Have { alias, pieces } => Out::Have(proto::Have { alias: alias.0, pieces: pieces.clone() }),
+        Message::HaveAll { alias } => Out::HaveAll(proto::HaveAll { alias: alias.0 }),
         Message::Interested => Out::Interested(proto::Interested {}),
         Message::NotInterested => Out::NotInterested(proto::NotInterested {}),
-        Message::Unchoke { allowance_bytes } => Out::Unchoke(proto::Unchoke { allowance_bytes: *allowance_bytes }),
+        Message::Unchoke { pieces } => Out::Unchoke(proto::Unchoke { pieces: *pieces }),
         Message::Choke => Out::Choke(proto::Choke {}),
         Message::Request { alias, blocks: list } => {
             Out::Request(proto::Request { alias: alias.0, blocks: blocks(list) })
@@ -229,9 +231,10 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
             bound(have.pieces.len(), LIST_LENGTH_MAX)?;
             Message::Have { alias: Alias(have.alias), pieces: have.pieces }
         }
+        In::HaveAll(all) => Message::HaveAll { alias: Alias(all.alias) },
         In::Interested(_) => Message::Interested,
         In::NotInterested(_) => Message::NotInterested,
-        In::Unchoke(unchoke) => Message::Unchoke { allowance_bytes: unchoke.allowance_bytes },
+        In::Unchoke(unchoke) => Message::Unchoke { pieces: unchoke.pieces },
         In::Choke(_) => Message::Choke,
         In::Request(list) => Message::Request { alias: Alias(list.alias), blocks: blocks_from_proto(&list.blocks)? },
         In::Reject(list) => Message::Reject { alias: Alias(list.alias), blocks: blocks_from_proto(&list.blocks)? },

@@ -3,7 +3,7 @@
 pub struct Control {
     #[prost(
         oneof = "control::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     pub message: ::core::option::Option<control::Message>,
 }
@@ -37,6 +37,8 @@ pub mod control {
         PeerExchange(super::PeerExchange),
         #[prost(message, tag = "13")]
         FindPeers(super::FindPeers),
+        #[prost(message, tag = "14")]
+        HaveAll(super::HaveAll),
     }
 }
 /// First on every connection, in both directions; anything else first closes it.
@@ -71,6 +73,7 @@ pub struct CloseTorrent {
     #[prost(uint32, tag = "1")]
     pub alias: u32,
 }
+/// Pieces the sender has got. A peer that has a piece itself is not told of it, but for an origin, which counts copies.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Have {
     #[prost(uint32, tag = "1")]
@@ -78,20 +81,27 @@ pub struct Have {
     #[prost(uint32, repeated, tag = "2")]
     pub pieces: ::prost::alloc::vec::Vec<u32>,
 }
+/// "I have every piece": said once, when the last is in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HaveAll {
+    #[prost(uint32, tag = "1")]
+    pub alias: u32,
+}
 /// "You have pieces that I would ask for at once": about the connection, whatever the torrent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Interested {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NotInterested {}
-/// "You may request this many more bytes." Adds to what is left; a request beyond it is rejected.
+/// "You may request this many more pieces." Adds to what is left; a request beyond it is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Unchoke {
     #[prost(uint32, tag = "1")]
-    pub allowance_bytes: u32,
+    pub pieces: u32,
 }
 /// "The rest of your allowance is void." Requests accepted before are still answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Choke {}
+/// Asks for blocks of one piece, and spends one piece of the allowance. Each block is answered: by its bytes or a Reject.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Request {
     #[prost(uint32, tag = "1")]
@@ -107,7 +117,7 @@ pub struct Reject {
     #[prost(message, repeated, tag = "2")]
     pub blocks: ::prost::alloc::vec::Vec<Block>,
 }
-/// "I no longer need these blocks." What has left already still arrives.
+/// "I no longer need these blocks." What has left already still arrives; the rest is answered by a Reject.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Cancel {
     #[prost(uint32, tag = "1")]

@@ -1,0 +1,275 @@
+//! Whom to serve: upload slots and the policies that hand them out.
+//!
+//! A slot is a grant of some bytes (one piece at least) that a peer may request. Slots bound how many peers are served at
+//! once: the fewer, the sooner the first copies of a piece are whole somewhere and can be passed on.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand_pcg::Pcg64;
+
+use crate::{ChokePolicy, ConnId, Time};
+
+/// What the choker sees of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) conn: ConnId,
+    /// The peer would request something from us.
+    pub(crate) interested: bool,
+    /// Bytes of one grant to this peer: at least one piece.
+    pub(crate) grant_bytes: u64,
+    /// Bytes granted, requested or being sent, that have not left yet.
+    pub(crate) outstanding_bytes: u64,
+    /// When the peer was last granted something; `None` before the first time.
+    pub(crate) granted_at: Option<Time>,
+    /// Bytes per second we get from the peer.
+    pub(crate) rate_in: f64,
+    /// Bytes per second the peer gets from us: what ranks peers while we have all we want (the seeds' "seed" case).
+    pub(crate) rate_out: f64,
+}
+
+impl View {
+    fn slots(&self) -> u64 {
+        self.outstanding_bytes.div_ceil(self.grant_bytes.max(1))
+    }
+}
+
+/// What to tell a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// It may request this many more bytes.
+    Grant(ConnId, u64),
+    /// What is left of its allowance is void.
+    Choke(ConnId),
+}
+
+/// A policy and its state.
+#[derive(Debug)]
+pub(crate) enum Choker {
+    /// A free slot goes at once to the interested peer with the least outstanding, served least recently.
+    Cluster { slots: u64 },
+    /// Tit-for-tat rounds (Cohen 2003): the seeds' policy.
+    Reciprocal(Reciprocal),
+}
+
+#[derive(Debug)]
+pub(crate) struct Reciprocal {
+    slots: usize,
+    unchoked: Vec<ConnId>,
+    optimistic: Option<ConnId>,
+    next_round: Time,
+    next_optimistic: Time,
+}
+
+/// How often tit-for-tat ranks its peers.
+const ROUND: Duration = Duration::from_secs(10);
+/// How often it tries a random peer.
+const OPTIMISTIC: Duration = Duration::from_secs(30);
+/// Grants an unchoked peer holds ahead under tit-for-tat, where a choke ends them and not their size.
+const RECIPROCAL_GRANTS: u64 = 4;
+
+impl Choker {
+    pub(crate) fn new(policy: ChokePolicy, slots: u32) -> Self {
+        match policy {
+            ChokePolicy::Cluster => Self::Cluster { slots: u64::from(slots.max(1)) },
+            ChokePolicy::Reciprocal => Self::Reciprocal(Reciprocal {
+                slots: slots.max(1) as usize,
+                unchoked: Vec::new(),
+                optimistic: None,
+                next_round: Time::ZERO,
+                next_optimistic: Time::ZERO,
+            }),
+        }
+    }
+
+    /// Decides after something changed: interest, what is outstanding, or the time. Pass every connection.
+    pub(crate) fn decide(&mut self, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+        match self {
+            Self::Cluster { slots } => cluster(*slots, now, views, rng),
+            Self::Reciprocal(state) => state.decide(now, views, rng),
+        }
+    }
+
+    /// When to decide again although nothing changed.
+    pub(crate) fn timeout(&self) -> Option<Time> {
+        match self {
+            Self::Cluster { .. } => None,
+            Self::Reciprocal(state) => Some(state.next_round.min(state.next_optimistic)),
+        }
+    }
+}
+
+fn cluster(slots: u64, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+    let mut used: u64 = views.iter().map(View::slots).sum();
+    let mut out = Vec::new();
+    while used < slots {
+        let mut best: Option<usize> = None;
+        let mut ties = 0u32;
+        for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
+            let rank = |view: &View| (view.slots(), view.granted_at);
+            match best.map(|best| rank(view).cmp(&rank(&views[best]))) {
+                None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
+                Some(std::cmp::Ordering::Equal) => {
+                    ties += 1;
+                    if rng.random_range(0..ties) == 0 {
+                        best = Some(index);
+                    }
+                }
+                Some(std::cmp::Ordering::Greater) => {}
+            }
+        }
+        let Some(best) = best else { break };
+        let view = &mut views[best];
+        used -= view.slots();
+        view.outstanding_bytes += view.grant_bytes;
+        view.granted_at = Some(now);
+        used += view.slots();
+        out.push(Decision::Grant(view.conn, view.grant_bytes));
+    }
+    out
+}
+
+impl Reciprocal {
+    fn decide(&mut self, now: Time, views: &[View], rng: &mut Pcg64) -> Vec<Decision> {
+        let mut out = Vec::new();
+        let interested = |conn: ConnId| views.iter().any(|view| view.conn == conn && view.interested);
+        if now >= self.next_optimistic || self.optimistic.is_none_or(|conn| !interested(conn)) {
+            let choked: Vec<_> =
+                views.iter().filter(|view| view.interested && !self.unchoked.contains(&view.conn)).collect();
+            let chosen = (!choked.is_empty()).then(|| choked[rng.random_range(0..choked.len())].conn);
+            if chosen.is_some() {
+                self.next_optimistic = now + OPTIMISTIC;
+            }
+            self.replace(&mut out, |state| state.optimistic = chosen);
+        }
+        let free = self.unchoked.iter().filter(|&&conn| interested(conn)).count() < self.slots;
+        if now >= self.next_round || free {
+            if now >= self.next_round {
+                self.next_round = now + ROUND;
+            }
+            let mut ranked: Vec<_> = views.iter().filter(|view| view.interested).collect();
+            ranked.sort_by(|a, b| {
+                b.rate_in.total_cmp(&a.rate_in).then(b.rate_out.total_cmp(&a.rate_out)).then(a.conn.cmp(&b.conn))
+            });
+            let best = ranked.iter().take(self.slots).map(|view| view.conn).collect();
+            self.replace(&mut out, |state| state.unchoked = best);
+        }
+        for view in views.iter().filter(|view| view.interested && self.serves(view.conn)) {
+            let full = view.grant_bytes * RECIPROCAL_GRANTS;
+            if view.outstanding_bytes <= full / 2 {
+                out.push(Decision::Grant(view.conn, full - view.outstanding_bytes));
+            }
+        }
+        out
+    }
+
+    fn serves(&self, conn: ConnId) -> bool {
+        self.unchoked.contains(&conn) || self.optimistic == Some(conn)
+    }
+
+    fn replace(&mut self, out: &mut Vec<Decision>, change: impl FnOnce(&mut Self)) {
+        let before: Vec<_> = self.unchoked.iter().copied().chain(self.optimistic).collect();
+        change(self);
+        out.extend(before.into_iter().filter(|&conn| !self.serves(conn)).map(Decision::Choke));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng as _;
+
+    const GRANT: u64 = 256 * 1024;
+
+    /// Peers drawn by name: upper case is interested; each outstanding grant is a `+`.
+    fn peers(picture: &str) -> Vec<View> {
+        let mut out: Vec<View> = Vec::new();
+        for c in picture.bytes().filter(|c| *c != b' ') {
+            if c == b'+' {
+                out.last_mut().unwrap().outstanding_bytes += GRANT;
+                continue;
+            }
+            out.push(View {
+                conn: ConnId(u64::from(c.to_ascii_lowercase())),
+                interested: c.is_ascii_uppercase(),
+                grant_bytes: GRANT,
+                outstanding_bytes: 0,
+                granted_at: None,
+                rate_in: 0.0,
+                rate_out: 0.0,
+            });
+        }
+        out
+    }
+
+    fn granted(decisions: &[Decision]) -> String {
+        let name = |conn: &ConnId| char::from(u8::try_from(conn.0).unwrap());
+        let mut names: Vec<char> = decisions
+            .iter()
+            .map(|decision| match decision {
+                Decision::Grant(conn, _) => name(conn),
+                Decision::Choke(conn) => name(conn).to_ascii_uppercase(),
+            })
+            .collect();
+        names.sort_unstable();
+        names.into_iter().collect()
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_free_slot_goes_to_an_interested_peer_without_one() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 2);
+        let mut rng = Pcg64::seed_from_u64(1);
+        assert_eq!(granted(&choker.decide(at(0), &mut peers("A+ b C"), &mut rng)), "c");
+        assert_eq!(granted(&choker.decide(at(0), &mut peers("A+ B+ C"), &mut rng)), "");
+        assert_eq!(granted(&choker.decide(at(0), &mut peers("a b"), &mut rng)), "");
+    }
+
+    #[test]
+    fn a_lone_peer_gets_every_slot() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 4);
+        let decisions = choker.decide(at(0), &mut peers("A b c"), &mut Pcg64::seed_from_u64(1));
+        assert_eq!(granted(&decisions), "aaaa");
+    }
+
+    #[test]
+    fn the_peer_served_least_recently_goes_first() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 1);
+        let mut views = peers("A B C");
+        (views[0].granted_at, views[1].granted_at, views[2].granted_at) = (Some(at(3)), Some(at(1)), Some(at(2)));
+        assert_eq!(granted(&choker.decide(at(4), &mut views, &mut Pcg64::seed_from_u64(1))), "b");
+    }
+
+    #[test]
+    fn tit_for_tat_serves_the_best_givers_and_one_optimist() {
+        let mut choker = Choker::new(ChokePolicy::Reciprocal, 4);
+        let mut rng = Pcg64::seed_from_u64(1);
+        let mut views = peers("A B C D E F");
+        for (rate, view) in [15.0, 12.0, 10.0, 9.0, 8.0, 3.0].into_iter().zip(&mut views) {
+            view.rate_in = rate;
+        }
+        let first = granted(&choker.decide(at(0), &mut views, &mut rng));
+        assert!(first.starts_with("abcd") && first.len() <= 5, "{first}");
+        views[4].rate_in = 20.0;
+        let same_round = granted(&choker.decide(at(5), &mut views, &mut rng));
+        assert!(!same_round.contains('D'), "a round lasts 10 s: {same_round}");
+        let next_round = granted(&choker.decide(at(10), &mut views, &mut rng));
+        assert!(next_round.contains('e'), "{next_round}");
+    }
+
+    #[test]
+    fn every_peer_is_unchoked_optimistically_in_time() {
+        let mut choker = Choker::new(ChokePolicy::Reciprocal, 1);
+        let mut rng = Pcg64::seed_from_u64(7);
+        let mut views = peers("A B C D");
+        views[0].rate_in = 9.0;
+        let mut seen = String::new();
+        for round in 0..60 {
+            seen += &granted(&choker.decide(at(round * 10), &mut views, &mut rng));
+        }
+        assert!("abcd".chars().all(|peer| seen.contains(peer)), "{seen}");
+    }
+}

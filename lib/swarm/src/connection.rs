@@ -1,0 +1,139 @@
+//! One connection's state: what the peer has, what we asked of it, what it may ask of us.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerInfo};
+
+use crate::rate::Rate;
+use crate::wire::{Alias, WireBlock};
+use crate::{Time, TorrentKey};
+
+/// Torrents one peer may have open on a connection.
+pub(crate) const REMOTES_MAX: usize = 8192;
+/// Bytes of bitfields one peer may make us hold.
+pub(crate) const REMOTE_BITFIELD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Blocks given up that may still arrive from one peer.
+pub(crate) const EXPIRED_MAX: usize = 8192;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) peer: PeerInfo,
+    pub(crate) dialled: bool,
+    pub(crate) connected_at: Time,
+    /// Torrents open at both ends.
+    pub(crate) members: BTreeMap<TorrentKey, Member>,
+    /// Torrents the peer opened, by its alias.
+    pub(crate) remotes: BTreeMap<Alias, Remote>,
+    pub(crate) remote_bytes: usize,
+    /// Torrents we opened here.
+    pub(crate) opened: BTreeSet<TorrentKey>,
+    pub(crate) down: Down,
+    pub(crate) up: Up,
+}
+
+/// The half that brings us pieces.
+#[derive(Debug, Default)]
+pub(crate) struct Down {
+    /// Open pieces the peer has, over all torrents.
+    pub(crate) wanted: u32,
+    /// What we last told the peer.
+    pub(crate) interested: bool,
+    /// Pieces we may still request.
+    pub(crate) allowance: u32,
+    pub(crate) inflight: BTreeSet<(TorrentKey, BlockRef)>,
+    /// Blocks given up that may still arrive.
+    pub(crate) expired: BTreeSet<(Alias, WireBlock)>,
+    /// When the last block came, or when the first of the present requests went out.
+    pub(crate) progress_at: Time,
+    pub(crate) rate: Rate,
+    /// How often the peer was snubbed since it last sent a block.
+    pub(crate) snubs: u32,
+}
+
+/// The half that takes pieces to the peer.
+#[derive(Debug, Default)]
+pub(crate) struct Up {
+    pub(crate) interested: bool,
+    /// Pieces the peer may still request.
+    pub(crate) granted: u32,
+    pub(crate) granted_at: Option<Time>,
+    pub(crate) queue: VecDeque<(TorrentKey, BlockRef)>,
+    /// Bytes in the queue and at the driver.
+    pub(crate) queued_bytes: u64,
+    /// Blocks at the driver.
+    pub(crate) sending: usize,
+    pub(crate) rate: Rate,
+}
+
+/// A torrent open at both ends of a connection.
+#[derive(Debug)]
+pub(crate) struct Member {
+    /// The peer's alias for it.
+    pub(crate) alias: Alias,
+    pub(crate) have: Bitfield,
+    /// Open pieces the peer has.
+    pub(crate) wanted: u32,
+    /// What we showed the peer, when super-seeding.
+    pub(crate) revealed: Bitfield,
+    /// Of those, how many it has not fetched.
+    pub(crate) unfetched: u32,
+}
+
+/// A torrent the peer opened.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    pub(crate) digest: Digest,
+    pub(crate) geometry: Geometry,
+    /// What the peer has; kept in the [`Member`] once the torrent is open here too.
+    pub(crate) state: RemoteState,
+}
+
+#[derive(Debug)]
+pub(crate) enum RemoteState {
+    /// Not open here; left when it is opened.
+    Waiting(Bitfield),
+    /// Open here under this key; left when it is closed here.
+    Attached(TorrentKey),
+}
+
+impl Connection {
+    pub(crate) fn new(now: Time, peer: PeerInfo, dialled: bool) -> Self {
+        Self {
+            peer,
+            dialled,
+            connected_at: now,
+            members: BTreeMap::new(),
+            remotes: BTreeMap::new(),
+            remote_bytes: 0,
+            opened: BTreeSet::new(),
+            down: Down::default(),
+            up: Up::default(),
+        }
+    }
+
+    /// The torrent an alias of the peer stands for, if it is open here.
+    pub(crate) fn attached(&self, alias: Alias) -> Option<TorrentKey> {
+        match self.remotes.get(&alias)?.state {
+            RemoteState::Attached(key) => Some(key),
+            RemoteState::Waiting(_) => None,
+        }
+    }
+
+    /// Nothing moves here and no torrent is shared: the first to go when room is needed.
+    pub(crate) fn is_useless(&self) -> bool {
+        self.members.is_empty() && self.down.inflight.is_empty() && self.up.queued_bytes == 0
+    }
+}
+
+impl Down {
+    /// Moves what is asked of the peer for one torrent to the blocks that may still arrive; gives what was moved.
+    pub(crate) fn expire(&mut self, key: TorrentKey, alias: Alias, select: impl Fn(BlockRef) -> bool) -> Vec<BlockRef> {
+        let blocks: Vec<_> =
+            self.inflight.iter().filter(|(of, block)| *of == key && select(*block)).map(|(_, block)| *block).collect();
+        for &block in &blocks {
+            self.inflight.remove(&(key, block));
+            self.expired.insert((alias, block.into()));
+        }
+        blocks
+    }
+}

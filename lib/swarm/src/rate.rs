@@ -1,0 +1,61 @@
+//! How fast bytes have been moving lately.
+
+use std::time::Duration;
+
+use crate::Time;
+
+/// An exponentially weighted rate with a time constant of [`WINDOW`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rate {
+    bytes_per_second: f64,
+    /// Bytes since `since`, not yet in the average.
+    pending: u64,
+    since: Time,
+}
+
+const WINDOW: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(100);
+
+impl Rate {
+    pub(crate) fn add(&mut self, now: Time, bytes: u64) {
+        self.fold(now);
+        self.pending += bytes;
+    }
+
+    /// Bytes per second, as of `now`.
+    pub(crate) fn get(&self, now: Time) -> f64 {
+        let mut copy = *self;
+        copy.fold(now);
+        copy.bytes_per_second
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a rate is an estimate")]
+    fn fold(&mut self, now: Time) {
+        let elapsed = now.since(self.since);
+        if elapsed < STEP {
+            return;
+        }
+        let seconds = elapsed.as_secs_f64();
+        let keep = (-seconds / WINDOW.as_secs_f64()).exp();
+        self.bytes_per_second = self.bytes_per_second * keep + self.pending as f64 / seconds * (1.0 - keep);
+        self.pending = 0;
+        self.since = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_flow_is_measured_and_forgotten() {
+        let mut rate = Rate::default();
+        let mut now = Time::ZERO;
+        for _ in 0..200 {
+            now += Duration::from_millis(50);
+            rate.add(now, 50_000);
+        }
+        assert!((rate.get(now) / 1e6 - 1.0).abs() < 0.05, "{}", rate.get(now));
+        assert!(rate.get(now + Duration::from_secs(20)) < 1_000.0);
+    }
+}

@@ -1,0 +1,71 @@
+//! Super-seeding (BEP 16): the origin shows different pieces to different peers, so that each leaves it about once.
+
+use shoal_meta::{Bitfield, Geometry, PieceIndex};
+
+use crate::availability::Availability;
+
+/// Pieces shown to one peer that it has not fetched yet, at most, when many peers are about.
+const REVEALED_MAX: u32 = 4;
+/// The same for one or two peers, which need more to keep the path full.
+const REVEALED_MAX_FEW: u32 = 16;
+
+/// What has been shown. Left when every piece is at some other peer.
+#[derive(Debug)]
+pub(crate) struct SuperSeed {
+    /// For each piece, to how many peers it is shown that have not got it yet.
+    shown: Vec<u16>,
+}
+
+impl SuperSeed {
+    pub(crate) fn new(geometry: &Geometry) -> Self {
+        Self { shown: vec![0; geometry.piece_count() as usize] }
+    }
+
+    /// How many pieces a peer may see ahead of what it fetched.
+    pub(crate) fn ahead(peers: usize) -> u32 {
+        if peers <= 2 { REVEALED_MAX_FEW } else { REVEALED_MAX }
+    }
+
+    /// Chooses the piece to show a peer next: the one fewest have or have been shown, the first of those.
+    pub(crate) fn choose(
+        &self,
+        have: &Bitfield,
+        peer: &Bitfield,
+        revealed: &Bitfield,
+        availability: &Availability,
+    ) -> Option<PieceIndex> {
+        have.iter()
+            .filter(|&piece| !peer.contains(piece) && !revealed.contains(piece))
+            .min_by_key(|&piece| self.shown[piece.index()].saturating_add(availability.of(piece)))
+    }
+
+    /// A piece is shown to a peer.
+    pub(crate) fn show(&mut self, piece: PieceIndex) {
+        self.shown[piece.index()] = self.shown[piece.index()].saturating_add(1);
+    }
+
+    /// A peer that was shown a piece got it, or left.
+    pub(crate) fn settle(&mut self, piece: PieceIndex) {
+        self.shown[piece.index()] = self.shown[piece.index()].saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_peers_are_shown_different_pieces() {
+        let geometry = Geometry::new(4 << 18, 1 << 18).unwrap();
+        let (have, none) = (Bitfield::full(&geometry), Bitfield::empty(&geometry));
+        let availability = Availability::new(&geometry);
+        let mut seed = SuperSeed::new(&geometry);
+        let mut shown = Vec::new();
+        for _ in 0..4 {
+            let piece = seed.choose(&have, &none, &none, &availability).unwrap();
+            seed.show(piece);
+            shown.push(piece.get());
+        }
+        assert_eq!(shown, [0, 1, 2, 3]);
+    }
+}

@@ -1,0 +1,259 @@
+//! Whom we know: candidates to dial, peer exchange, searches among neighbours, bans.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::{Rng as _, RngExt as _};
+use shoal_meta::{Digest, PeerId, PeerInfo, Role};
+
+use super::Swarm;
+use crate::torrent::CANDIDATES_MAX;
+use crate::wire::{Message, PEERS_LENGTH_MAX};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
+
+/// Members told to a newcomer.
+const INTRODUCTIONS: usize = 16;
+/// Neighbours asked in one search.
+const SEARCH_NEIGHBOURS: usize = 8;
+/// How long a leecher without peers waits between searches.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Searches of others remembered, to drop repeats and carry answers back.
+const QUERIES_MAX: usize = 1024;
+/// Bans and back-offs remembered.
+const GRUDGES_MAX: usize = 4096;
+/// A connection younger than this is not pruned: its torrents may be about to open.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What is known of peers we are not connected to.
+#[derive(Debug, Default)]
+pub(super) struct Discovery {
+    /// Dials under way, and the torrent each is for.
+    pub(super) dialling: BTreeMap<PeerId, TorrentKey>,
+    /// Peers not to be dialled before a time, and how often that happened.
+    pub(super) backoff: BTreeMap<PeerId, (Time, u32)>,
+    banned: BTreeMap<PeerId, Time>,
+    /// Searches seen: who asked us, for what, until when that matters.
+    queries: BTreeMap<u64, (Option<ConnId>, Digest, Time)>,
+}
+
+impl Discovery {
+    pub(super) fn is_banned(&self, peer: &PeerId, now: Time) -> bool {
+        self.banned.get(peer).is_some_and(|until| now < *until)
+    }
+
+    pub(super) fn forget(&mut self, key: TorrentKey) {
+        self.dialling.retain(|_, of| *of != key);
+    }
+
+    fn is_avoided(&self, peer: &PeerId, now: Time) -> bool {
+        self.is_banned(peer, now) || self.backoff.get(peer).is_some_and(|(until, _)| now < *until)
+    }
+}
+
+impl Swarm {
+    /// Peers known to take part (from the tracker, or the origin of a metainfo): candidates to dial.
+    pub fn add_peers(&mut self, now: Time, torrent: TorrentKey, peers: &[PeerInfo]) {
+        self.now = now;
+        let Some(state) = self.torrents.get_mut(&torrent) else { return };
+        for peer in peers {
+            if peer.id != self.me.id && (state.candidates.len() < CANDIDATES_MAX || peer.role == Role::Origin) {
+                state.candidates.insert(peer.id, peer.clone());
+            }
+        }
+        self.dial_for(torrent);
+    }
+
+    /// A dial asked for by `Event::Dial` failed.
+    pub fn handle_dial_failed(&mut self, now: Time, peer: PeerId) {
+        self.now = now;
+        if let Some(key) = self.discovery.dialling.remove(&peer) {
+            self.back_off(peer);
+            self.dial_for(key);
+        }
+    }
+
+    pub(super) fn back_off(&mut self, peer: PeerId) {
+        if self.discovery.backoff.len() >= GRUDGES_MAX {
+            self.discovery.backoff.pop_first();
+        }
+        let entry = self.discovery.backoff.entry(peer).or_insert((self.now, 0));
+        entry.1 = (entry.1 + 1).min(6);
+        entry.0 = self.now + self.config.redial_delay * (1 << (entry.1 - 1)) / 2;
+    }
+
+    pub(super) fn ban(&mut self, peer: PeerId) {
+        if self.discovery.banned.len() >= GRUDGES_MAX {
+            self.discovery.banned.pop_first();
+        }
+        self.discovery.banned.insert(peer, self.now + self.config.ban_duration);
+        self.events.push_back(Event::Banned(peer));
+        if let Some(&conn) = self.by_peer.get(&peer) {
+            self.disconnect(conn, DisconnectReason::BadPiece);
+        }
+    }
+
+    /// Dials candidates of a torrent we lack pieces of, until about half the connections we may have serve it: the other
+    /// half is for peers that dial us. An origin first, the rest at random.
+    pub(super) fn dial_for(&mut self, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get(&key).filter(|torrent| torrent.is_leech()) else { return };
+        let target = (self.config.connections_soft_max / 2).max(1);
+        let mut reached =
+            torrent.members.len() + self.discovery.dialling.values().filter(|&&dialling| dialling == key).count();
+        let mut ready: Vec<PeerInfo> = torrent
+            .candidates
+            .values()
+            .filter(|peer| {
+                !self.by_peer.contains_key(&peer.id)
+                    && !self.discovery.dialling.contains_key(&peer.id)
+                    && !self.discovery.is_avoided(&peer.id, self.now)
+            })
+            .cloned()
+            .collect();
+        while reached < target && !ready.is_empty() {
+            if self.conns.len() + self.discovery.dialling.len() >= self.config.connections_soft_max && !self.prune() {
+                return;
+            }
+            let origin = ready.iter().position(|peer| peer.role == Role::Origin);
+            let index = origin.unwrap_or_else(|| self.rng.random_range(0..ready.len()));
+            let peer = ready.swap_remove(index);
+            self.discovery.dialling.insert(peer.id, key);
+            self.events.push_back(Event::Dial(peer));
+            reached += 1;
+        }
+    }
+
+    /// Makes room by closing the least useful connection: one that shares no torrent and moves nothing.
+    pub(super) fn prune(&mut self) -> bool {
+        let useless = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.is_useless() && self.now.since(c.connected_at) > GRACE)
+            .min_by(|(_, a), (_, b)| {
+                let moved = |c: &crate::connection::Connection| c.down.rate.get(self.now) + c.up.rate.get(self.now);
+                moved(a).total_cmp(&moved(b))
+            })
+            .map(|(&conn, _)| conn);
+        if let Some(conn) = useless {
+            self.disconnect(conn, DisconnectReason::Surplus);
+        }
+        useless.is_some()
+    }
+
+    /// Tells a newcomer some of the torrent's other members (peer exchange, BEP 11).
+    pub(super) fn introduce(&mut self, conn: ConnId, key: TorrentKey) {
+        let torrent = &self.torrents[&key];
+        let newcomer = &self.conns[&conn];
+        let leeching = newcomer.members.get(&key).is_some_and(|member| !member.have.is_full());
+        if !leeching || newcomer.peer.role == Role::Origin || torrent.members.len() < 2 {
+            return;
+        }
+        let mut others: Vec<_> = torrent.members.iter().copied().filter(|&other| other != conn).collect();
+        let mut peers = Vec::new();
+        while peers.len() < INTRODUCTIONS && !others.is_empty() {
+            let other = others.swap_remove(self.rng.random_range(0..others.len()));
+            peers.push(self.conns[&other].peer.clone());
+        }
+        let digest = torrent.digest;
+        self.send(conn, Message::PeerExchange { digest, peers });
+    }
+
+    /// A peer told us of others: candidates, and the answer to a neighbour's search.
+    pub(super) fn exchanged(&mut self, conn: ConnId, digest: Digest, peers: &[PeerInfo]) {
+        if let Some(&key) = self.by_digest.get(&digest) {
+            self.add_peers(self.now, key, peers);
+        }
+        let now = self.now;
+        let askers: Vec<_> = self
+            .discovery
+            .queries
+            .values()
+            .filter(|(_, of, until)| *of == digest && now < *until)
+            .filter_map(|(asker, _, _)| *asker)
+            .filter(|asker| *asker != conn && self.conns.contains_key(asker))
+            .collect();
+        for asker in askers {
+            self.send(asker, Message::PeerExchange { digest, peers: peers.to_vec() });
+        }
+    }
+
+    /// A neighbour searches for peers: answer what we know, and pass the search on while it has hops left.
+    pub(super) fn asked_for_peers(&mut self, conn: ConnId, digest: Digest, hops: u32, query: u64) {
+        if !self.remember_query(query, Some(conn), digest) {
+            return;
+        }
+        match self.by_digest.get(&digest).and_then(|key| self.torrents.get(key)) {
+            Some(torrent) => {
+                let others = torrent.members.iter().filter(|&&other| other != conn);
+                let mut peers: Vec<_> = others.map(|other| self.conns[other].peer.clone()).collect();
+                peers.truncate(PEERS_LENGTH_MAX - 1);
+                if !torrent.have.is_empty() {
+                    peers.push(self.me.clone());
+                }
+                self.send(conn, Message::PeerExchange { digest, peers });
+            }
+            None => self.events.push_back(Event::FindTorrent { digest, query }),
+        }
+        if hops > 1 {
+            self.search(digest, hops - 1, query, Some(conn));
+        }
+    }
+
+    /// The answer to an `Event::FindTorrent`: whether the store holds the blob.
+    pub fn handle_find_answer(&mut self, now: Time, query: u64, digest: Digest, held: bool) {
+        self.now = now;
+        let asker = self.discovery.queries.get(&query).and_then(|(asker, _, _)| *asker);
+        if let (true, Some(asker)) = (held, asker.filter(|asker| self.conns.contains_key(asker))) {
+            let peers = vec![self.me.clone()];
+            self.send(asker, Message::PeerExchange { digest, peers });
+        }
+    }
+
+    fn remember_query(&mut self, query: u64, asker: Option<ConnId>, digest: Digest) -> bool {
+        let now = self.now;
+        if self.discovery.queries.len() >= QUERIES_MAX {
+            self.discovery.queries.retain(|_, (_, _, until)| now < *until);
+            if self.discovery.queries.len() >= QUERIES_MAX {
+                return false;
+            }
+        }
+        let until = now + SEARCH_INTERVAL * 4;
+        let entry = self.discovery.queries.entry(query);
+        let new = matches!(entry, std::collections::btree_map::Entry::Vacant(_));
+        entry.or_insert((asker, digest, until));
+        new
+    }
+
+    fn search(&mut self, digest: Digest, hops: u32, query: u64, not: Option<ConnId>) {
+        let mut neighbours: Vec<_> = self.conns.keys().copied().filter(|&conn| Some(conn) != not).collect();
+        for _ in 0..SEARCH_NEIGHBOURS.min(neighbours.len()) {
+            let conn = neighbours.swap_remove(self.rng.random_range(0..neighbours.len()));
+            self.send(conn, Message::FindPeers { digest, hops, query });
+        }
+    }
+
+    /// Leechers without peers search among neighbours, two hops far (the seeds' Spotify overlay).
+    pub(super) fn search_for_lonely(&mut self) {
+        let now = self.now;
+        let lonely: Vec<_> = self
+            .torrents
+            .iter()
+            .filter(|(_, t)| t.is_leech() && t.members.is_empty() && now.since(t.searched_at) >= SEARCH_INTERVAL)
+            .map(|(&key, torrent)| (key, torrent.digest))
+            .collect();
+        for (key, digest) in lonely {
+            let query = self.rng.next_u64();
+            self.remember_query(query, None, digest);
+            self.search(digest, 2, query, None);
+            if let Some(torrent) = self.torrents.get_mut(&key) {
+                torrent.searched_at = now;
+            }
+        }
+    }
+
+    /// Forgets grudges and searches that have run out.
+    pub(super) fn expire_grudges(&mut self) {
+        let now = self.now;
+        self.discovery.banned.retain(|_, until| now < *until);
+        self.discovery.queries.retain(|_, (_, _, until)| now < *until);
+    }
+}

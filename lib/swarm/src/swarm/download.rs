@@ -1,0 +1,362 @@
+//! What we ask of peers and what we get: allowances, requests, blocks, verification, late and snubbed peers.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use shoal_meta::{BlockRef, PieceIndex};
+
+use super::Swarm;
+use crate::connection::EXPIRED_MAX;
+use crate::picker::{self, View};
+use crate::torrent::{Active, Stage};
+use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
+use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
+
+/// How much of the measured rate is kept in flight, once that is more than a few pieces.
+const INFLIGHT_TIME: Duration = Duration::from_millis(500);
+/// After this many snubs in a row without a block a peer is given up.
+const SNUBS_MAX: u32 = 3;
+
+impl Swarm {
+    pub(super) fn unchoked(&mut self, conn: ConnId, pieces: u32) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        if state.down.interested {
+            state.down.allowance = state.down.allowance.saturating_add(pieces);
+            self.dirty.holding.insert(conn);
+        }
+        Ok(())
+    }
+
+    pub(super) fn choked(&mut self, conn: ConnId) -> Result<(), Violation> {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.down.allowance = 0;
+            self.dirty.holding.remove(&conn);
+        }
+        Ok(())
+    }
+
+    /// Spends allowances while there is room in flight.
+    pub(super) fn fill_all(&mut self) {
+        let mut holding: Vec<_> = self.dirty.holding.iter().copied().collect();
+        if holding.len() > 1 {
+            let from = self.rng.random_range(0..holding.len());
+            holding.rotate_left(from);
+        }
+        for conn in holding {
+            while self.has_room() {
+                let Some((key, piece)) = self.choose(conn) else { break };
+                self.request(conn, key, piece);
+            }
+        }
+        // What could not be spent is tried again when a block comes, or the peer has more to give.
+        self.dirty.holding.clear();
+    }
+
+    /// Tells whether more may be in flight: enough to keep the path full, and no more, so that slots elsewhere are not
+    /// held by one who cannot use them.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
+    fn has_room(&self) -> bool {
+        let inflight = self.requested_bytes + self.unverified_bytes;
+        let leeching = self.torrents.values().filter(|torrent| torrent.is_leech());
+        let longest = leeching.map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
+        let few = longest * u64::from(self.config.inflight_pieces);
+        inflight + longest <= self.config.inflight_bytes_max.max(longest)
+            && (inflight < few || inflight < (self.rate_in.get(self.now) * INFLIGHT_TIME.as_secs_f64()) as u64)
+    }
+
+    /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
+    fn choose(&mut self, conn: ConnId) -> Option<(TorrentKey, PieceIndex)> {
+        let state = self.conns.get(&conn)?;
+        let wanted: Vec<_> =
+            state.members.iter().filter(|(_, member)| member.wanted > 0).map(|(&key, m)| (key, m.wanted)).collect();
+        let total: u32 = wanted.iter().map(|(_, wanted)| wanted).sum();
+        if total == 0 || state.down.allowance == 0 {
+            return None;
+        }
+        let mut at = if wanted.len() > 1 { self.rng.random_range(0..total) } else { 0 };
+        let first = wanted.iter().position(|(_, wanted)| {
+            let here = at < *wanted;
+            at = at.saturating_sub(*wanted);
+            here
+        })?;
+        let order = wanted.iter().cycle().skip(first).take(wanted.len()).map(|(key, _)| *key);
+        for key in order {
+            let torrent = &self.torrents[&key];
+            let member = &self.conns[&conn].members[&key];
+            let holds = |piece: &&PieceIndex| torrent.active.get(piece).is_some_and(|a| a.holders().contains(&conn));
+            let asked: Vec<_> = torrent.begun.iter().filter(holds).copied().collect();
+            let view = View {
+                peer: &member.have,
+                open: &torrent.open,
+                begun: &torrent.begun,
+                asked: &asked,
+                availability: &torrent.availability,
+                readers: &torrent.windows(self.now, &self.config),
+                first: torrent.have.is_empty(),
+                alone: torrent.leechers == 0,
+                reader_share: self.config.reader_share,
+            };
+            if let Some(piece) = picker::pick(&view, &mut self.rng) {
+                return Some((key, piece));
+            }
+        }
+        None
+    }
+
+    /// Asks a peer for what is missing of a piece.
+    fn request(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+        let geometry = torrent.geometry;
+        let active = torrent.active.entry(piece).or_insert_with(|| Active::new(self.now, geometry.block_count(piece)));
+        active.progress_at = self.now;
+        let Stage::Fetching { received, holders } = &mut active.stage else { return };
+        holders.push(conn);
+        let blocks: Vec<_> =
+            geometry.blocks(piece).zip(received.iter()).filter(|(_, got)| !**got).map(|(block, _)| block).collect();
+        if state.down.inflight.is_empty() {
+            state.down.progress_at = self.now;
+        }
+        for &block in &blocks {
+            state.down.inflight.insert((key, block));
+            self.requested_bytes += u64::from(block.length);
+        }
+        state.down.allowance -= 1;
+        self.set_open(key, piece, false);
+        for blocks in blocks.chunks(LIST_LENGTH_MAX) {
+            let blocks = blocks.iter().copied().map(WireBlock::from).collect();
+            self.send(conn, Message::Request { alias: key.alias(), blocks });
+        }
+    }
+
+    /// A block came; its bytes stay with the driver. Tells whether to keep them.
+    ///
+    /// # Errors
+    /// When the peer broke the protocol; `Event::Disconnect` follows and the bytes are to be thrown away.
+    pub fn handle_block(&mut self, now: Time, conn: ConnId, header: BlockHeader) -> Result<BlockOutcome, Violation> {
+        self.now = now;
+        self.block_came(conn, header).inspect_err(|&violation| self.violate(conn, violation))
+    }
+
+    fn block_came(&mut self, conn: ConnId, header: BlockHeader) -> Result<BlockOutcome, Violation> {
+        let BlockHeader { alias, block } = header;
+        let state = self.conns.get_mut(&conn).ok_or(Violation::UnrequestedBlock)?;
+        let late = state.down.expired.remove(&(alias, block));
+        let Some(key) = state.attached(alias) else {
+            return if late { Ok(BlockOutcome::Duplicate) } else { Err(Violation::UnknownAlias) };
+        };
+        let torrent = self.torrents.get_mut(&key).ok_or(Violation::UnknownAlias)?;
+        let block = block.check(&torrent.geometry).ok_or(Violation::OutOfRange)?;
+        state.down.snubs = 0;
+        state.down.progress_at = self.now;
+        let length = u64::from(block.length);
+        if !state.down.inflight.remove(&(key, block)) {
+            return if late { Ok(BlockOutcome::Duplicate) } else { Err(Violation::UnrequestedBlock) };
+        }
+        self.requested_bytes -= length;
+        state.down.rate.add(self.now, length);
+        self.rate_in.add(self.now, length);
+        let peer = state.peer.id;
+        let number = torrent.geometry.block_number(block).ok_or(Violation::OutOfRange)? as usize;
+        let Some(active) = torrent.active.get_mut(&block.piece) else { return Err(Violation::UnrequestedBlock) };
+        let Stage::Fetching { received, holders } = &mut active.stage else {
+            return Ok(BlockOutcome::Duplicate);
+        };
+        if std::mem::replace(&mut received[number], true) {
+            return Ok(BlockOutcome::Duplicate);
+        }
+        active.sources.insert(peer);
+        active.progress_at = self.now;
+        let others: Vec<_> = holders.iter().copied().filter(|&holder| holder != conn).collect();
+        let whole = received.iter().all(|got| *got);
+        for other in others {
+            self.cancel(other, key, |wanted| if whole { wanted.piece == block.piece } else { wanted == block });
+        }
+        self.unverified_bytes += length;
+        if whole {
+            self.received(key, block.piece);
+        }
+        self.retry_holding();
+        Ok(BlockOutcome::Accepted { torrent: key, block })
+    }
+
+    fn received(&mut self, key: TorrentKey, piece: PieceIndex) {
+        self.set_open(key, piece, false);
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let Some(active) = torrent.active.get_mut(&piece) else { return };
+        active.stage = Stage::Verifying;
+        self.events.push_back(Event::PieceReceived { torrent: key, piece });
+    }
+
+    /// The piece of an `Event::PieceReceived` was verified and written (`true`), or its hash is wrong (`false`): then the
+    /// peer it came from is cut off, if it was one; the driver drops the bytes in both cases.
+    pub fn handle_verified(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex, good: bool) {
+        self.now = now;
+        let Some(active) = self.end_verification(torrent, piece) else { return };
+        if good {
+            if let Some(state) = self.torrents.get_mut(&torrent) {
+                state.measure(now.since(active.begun_at).max(Duration::from_micros(1)));
+            }
+            self.gain(torrent, piece);
+        } else {
+            self.set_open(torrent, piece, true);
+            let mut sources = active.sources.into_iter();
+            if let (Some(culprit), None) = (sources.next(), sources.next()) {
+                self.ban(culprit);
+            }
+        }
+        self.retry_holding();
+    }
+
+    /// The piece could not be written (our fault, not the peer's): it will be fetched again.
+    pub fn handle_write_failed(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex) {
+        self.now = now;
+        if self.end_verification(torrent, piece).is_some() {
+            self.set_open(torrent, piece, true);
+        }
+    }
+
+    fn end_verification(&mut self, key: TorrentKey, piece: PieceIndex) -> Option<Active> {
+        let torrent = self.torrents.get_mut(&key)?;
+        if torrent.active.get(&piece)?.is_fetching() {
+            return None;
+        }
+        self.unverified_bytes -= u64::from(torrent.geometry.length_of(piece));
+        torrent.active.remove(&piece)
+    }
+
+    /// Gives up a piece that is active: what was received of it is dropped, what was asked is cancelled.
+    pub(super) fn drop_piece(&mut self, key: TorrentKey, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get(&key) else { return };
+        let Some(active) = torrent.active.get(&piece) else { return };
+        let holders = active.holders().to_vec();
+        for conn in holders {
+            self.cancel(conn, key, |block| block.piece == piece);
+        }
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let Some(active) = torrent.active.remove(&piece) else { return };
+        let geometry = torrent.geometry;
+        torrent.begun.remove(&piece);
+        self.unverified_bytes -= match active.stage {
+            Stage::Verifying => u64::from(geometry.length_of(piece)),
+            Stage::Fetching { received, .. } => {
+                let got = geometry.blocks(piece).zip(&received).filter(|(_, got)| **got);
+                got.map(|(block, _)| u64::from(block.length)).sum()
+            }
+        };
+        self.events.push_back(Event::PieceDropped { torrent: key, piece });
+    }
+
+    pub(super) fn rejected(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        for block in blocks {
+            state.down.expired.remove(&(alias, *block));
+        }
+        let Some(key) = state.attached(alias) else { return Ok(()) };
+        let geometry = self.torrents[&key].geometry;
+        for block in blocks {
+            let block = block.check(&geometry).ok_or(Violation::OutOfRange)?;
+            let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+            if state.down.inflight.remove(&(key, block)) {
+                self.requested_bytes -= u64::from(block.length);
+                // Some of the piece is refused: take the rest back too, so that it goes to one peer as a whole.
+                self.cancel(conn, key, |other| other.piece == block.piece);
+                self.lose_holder(conn, key, block.piece);
+            }
+        }
+        self.retry_holding();
+        Ok(())
+    }
+
+    /// Takes back what was asked of a peer and tells it so.
+    fn cancel(&mut self, conn: ConnId, key: TorrentKey, select: impl Fn(BlockRef) -> bool) {
+        let Some(member) = self.conns.get(&conn).and_then(|state| state.members.get(&key)) else { return };
+        let blocks = self.take_back(conn, key, member.alias, select);
+        for blocks in blocks.chunks(LIST_LENGTH_MAX) {
+            let blocks = blocks.iter().copied().map(WireBlock::from).collect();
+            self.send(conn, Message::Cancel { alias: key.alias(), blocks });
+        }
+    }
+
+    /// Takes back what was asked of a peer; pieces that nobody else is asked for are open again.
+    pub(super) fn take_back(
+        &mut self,
+        conn: ConnId,
+        key: TorrentKey,
+        alias: Alias,
+        select: impl Fn(BlockRef) -> bool,
+    ) -> Vec<BlockRef> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Vec::new() };
+        let blocks = state.down.expire(key, alias, select);
+        let mut last = None;
+        for block in &blocks {
+            self.requested_bytes -= u64::from(block.length);
+            if last != Some(block.piece) {
+                last = Some(block.piece);
+                let still = self.conns[&conn].down.inflight.iter().any(|(k, b)| *k == key && b.piece == block.piece);
+                if !still {
+                    self.lose_holder(conn, key, block.piece);
+                }
+            }
+        }
+        blocks
+    }
+
+    fn lose_holder(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let Some(active) = torrent.active.get_mut(&piece) else { return };
+        let Stage::Fetching { received, holders } = &mut active.stage else { return };
+        holders.retain(|holder| *holder != conn);
+        if !holders.is_empty() || received.iter().all(|got| *got) {
+            return;
+        }
+        if !received.iter().any(|got| *got) {
+            torrent.active.remove(&piece);
+        }
+        self.set_open(key, piece, true);
+    }
+
+    /// Room was made in flight: allowances held back may be spent.
+    fn retry_holding(&mut self) {
+        let holding = self.conns.iter().filter(|(_, c)| c.down.allowance > 0 && c.down.wanted > 0).map(|(&id, _)| id);
+        self.dirty.holding.extend(holding);
+    }
+
+    /// Deals with peers that owe us blocks and send none, and with pieces late at their only holder.
+    pub(super) fn check_progress(&mut self) {
+        let timeout = self.config.snub_timeout;
+        let snubbed: Vec<_> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| !c.down.inflight.is_empty() && self.now.since(c.down.progress_at) >= timeout)
+            .map(|(&conn, _)| conn)
+            .collect();
+        for conn in snubbed {
+            self.snub(conn);
+        }
+        let silent = self.conns.iter().find(|(_, c)| c.down.expired.len() > EXPIRED_MAX).map(|(&conn, _)| conn);
+        if let Some(conn) = silent {
+            self.violate(conn, Violation::LimitExceeded("requests neither answered nor rejected"));
+        }
+        for key in self.torrents.keys().copied().collect::<Vec<_>>() {
+            for piece in self.torrents[&key].late(self.now) {
+                self.set_open(key, piece, true);
+            }
+        }
+        self.retry_holding();
+    }
+
+    fn snub(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.down.snubs += 1;
+        state.down.allowance = 0;
+        if state.down.snubs >= SNUBS_MAX {
+            let peer = state.peer.id;
+            self.disconnect(conn, DisconnectReason::Snubbed);
+            self.back_off(peer);
+            return;
+        }
+        for key in state.members.keys().copied().collect::<Vec<_>>() {
+            self.cancel(conn, key, |_| true);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What peers say: connections that come and go, torrents opened and closed, haves, interest.
+
+use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, Role};
+
+use super::Swarm;
+use crate::connection::{Connection, Member, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
+use crate::wire::{Alias, Message};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
+
+impl Swarm {
+    /// A connection is up and both Hellos are exchanged. The swarm may answer with `Event::Disconnect` at once: one
+    /// connection per pair of peers, a bounded number in all, none to the banned.
+    pub fn handle_connected(&mut self, now: Time, conn: ConnId, peer: PeerInfo, dialled: bool) {
+        self.now = now;
+        self.discovery.dialling.remove(&peer.id);
+        if let Err(reason) = self.admit(&peer, dialled) {
+            if reason == DisconnectReason::Surplus {
+                self.back_off(peer.id);
+            }
+            self.events.push_back(Event::Disconnect { conn, reason });
+            return;
+        }
+        self.discovery.backoff.remove(&peer.id);
+        self.by_peer.insert(peer.id, conn);
+        self.conns.insert(conn, Connection::new(now, peer, dialled));
+        let leeching: Vec<_> =
+            self.torrents.iter().filter(|(_, torrent)| torrent.is_leech()).map(|(&key, _)| key).collect();
+        for key in leeching {
+            self.send_open(conn, key);
+        }
+    }
+
+    fn admit(&mut self, peer: &PeerInfo, dialled: bool) -> Result<(), DisconnectReason> {
+        if peer.id == self.me.id {
+            return Err(DisconnectReason::Duplicate);
+        }
+        if self.discovery.is_banned(&peer.id, self.now) {
+            return Err(DisconnectReason::Banned);
+        }
+        if let Some(&old) = self.by_peer.get(&peer.id) {
+            // Both ends dialled at once: both keep the connection that the lower id dialled. The same end dialled
+            // twice: the old connection is dead and it knows.
+            let dialler = |dialled: bool| if dialled { self.me.id } else { peer.id };
+            let (ours, theirs) = (dialler(self.conns[&old].dialled), dialler(dialled));
+            if ours < theirs {
+                return Err(DisconnectReason::Duplicate);
+            }
+            self.disconnect(old, DisconnectReason::Duplicate);
+        }
+        if self.conns.len() >= self.config.connections_max && !self.prune() {
+            return Err(DisconnectReason::Surplus);
+        }
+        Ok(())
+    }
+
+    /// A connection is gone.
+    pub fn handle_disconnected(&mut self, now: Time, conn: ConnId) {
+        self.now = now;
+        if let Some(peer) = self.conns.get(&conn).map(|conn| conn.peer.id) {
+            self.back_off(peer);
+        }
+        self.forget_conn(conn);
+    }
+
+    /// A control message came (Hello excepted). When it breaks the protocol, `Event::Disconnect` follows. A message from
+    /// a connection that is gone is ignored.
+    pub fn handle_message(&mut self, now: Time, conn: ConnId, message: Message) {
+        self.now = now;
+        if !self.conns.contains_key(&conn) {
+            return;
+        }
+        let result = match message {
+            Message::Hello { .. } => Err(Violation::OutOfPlace),
+            Message::OpenTorrent { alias, digest, geometry, have } => {
+                self.remote_opened(conn, alias, digest, geometry, have)
+            }
+            Message::CloseTorrent { alias } => self.remote_closed(conn, alias),
+            Message::Have { alias, pieces } => self.remote_has(conn, alias, &pieces),
+            Message::HaveAll { alias } => self.remote_has_all(conn, alias),
+            Message::Interested => self.remote_interested(conn, true),
+            Message::NotInterested => self.remote_interested(conn, false),
+            Message::Unchoke { pieces } => self.unchoked(conn, pieces),
+            Message::Choke => self.choked(conn),
+            Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),
+            Message::Reject { alias, blocks } => self.rejected(conn, alias, &blocks),
+            Message::Cancel { alias, blocks } => self.cancelled(conn, alias, &blocks),
+            Message::PeerExchange { digest, peers } => {
+                self.exchanged(conn, digest, &peers);
+                Ok(())
+            }
+            Message::FindPeers { digest, hops, query } => {
+                self.asked_for_peers(conn, digest, hops, query);
+                Ok(())
+            }
+        };
+        if let Err(violation) = result {
+            self.violate(conn, violation);
+        }
+    }
+
+    /// Tells a peer that we take part in a torrent.
+    pub(super) fn send_open(&mut self, conn: ConnId, key: TorrentKey) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get(&key)) else { return };
+        if !state.opened.insert(key) {
+            return;
+        }
+        let have = if torrent.super_seed.is_some() { Bitfield::empty(&torrent.geometry) } else { torrent.have.clone() };
+        let (digest, geometry) = (torrent.digest, torrent.geometry);
+        self.send(conn, Message::OpenTorrent { alias: key.alias(), digest, geometry, have });
+    }
+
+    /// Tells a peer that we no longer take part.
+    pub(super) fn send_close(&mut self, conn: ConnId, key: TorrentKey) {
+        if self.conns.get_mut(&conn).is_some_and(|state| state.opened.remove(&key)) {
+            self.send(conn, Message::CloseTorrent { alias: key.alias() });
+        }
+    }
+
+    fn remote_opened(
+        &mut self,
+        conn: ConnId,
+        alias: Alias,
+        digest: Digest,
+        geometry: Geometry,
+        have: Bitfield,
+    ) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        if state.remotes.contains_key(&alias) {
+            return Err(Violation::OutOfPlace);
+        }
+        state.remote_bytes += bitfield_bytes(&geometry);
+        if state.remotes.len() >= REMOTES_MAX || state.remote_bytes > REMOTE_BITFIELD_BYTES_MAX {
+            return Err(Violation::LimitExceeded("open torrents"));
+        }
+        state.remotes.insert(alias, Remote { digest, geometry, state: RemoteState::Waiting(have) });
+        match self.by_digest.get(&digest) {
+            Some(&key) => {
+                if self.torrents[&key].geometry != geometry {
+                    return Err(Violation::GeometryMismatch);
+                }
+                self.send_open(conn, key);
+                self.attach(conn, alias, key);
+            }
+            None => self.events.push_back(Event::TorrentWanted(digest)),
+        }
+        Ok(())
+    }
+
+    fn remote_closed(&mut self, conn: ConnId, alias: Alias) -> Result<(), Violation> {
+        if let Some(key) = self.conns.get(&conn).and_then(|state| state.attached(alias)) {
+            self.detach(conn, key);
+        }
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let remote = state.remotes.remove(&alias).ok_or(Violation::UnknownAlias)?;
+        state.remote_bytes -= bitfield_bytes(&remote.geometry);
+        Ok(())
+    }
+
+    fn remote_has(&mut self, conn: ConnId, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
+        let geometry = remote.geometry;
+        let key = match &mut remote.state {
+            RemoteState::Waiting(have) => {
+                for &piece in pieces {
+                    have.insert(geometry.piece(piece).ok_or(Violation::OutOfRange)?);
+                }
+                return Ok(());
+            }
+            RemoteState::Attached(key) => *key,
+        };
+        for &piece in pieces {
+            let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
+            self.member_has(conn, key, piece);
+        }
+        self.end_super_seed(key);
+        self.part_if_both_full(conn, key);
+        Ok(())
+    }
+
+    fn remote_has_all(&mut self, conn: ConnId, alias: Alias) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
+        let geometry = remote.geometry;
+        match &mut remote.state {
+            RemoteState::Waiting(have) => *have = Bitfield::full(&geometry),
+            &mut RemoteState::Attached(key) => {
+                geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
+                self.end_super_seed(key);
+                self.part_if_both_full(conn, key);
+            }
+        }
+        Ok(())
+    }
+
+    fn member_has(&mut self, conn: ConnId, key: TorrentKey, piece: shoal_meta::PieceIndex) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+        let Some(member) = state.members.get_mut(&key) else { return };
+        if !member.have.insert(piece) {
+            return;
+        }
+        torrent.availability.add(piece);
+        if member.have.is_full() && state.peer.role == Role::Agent {
+            torrent.leechers -= 1;
+            torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
+        }
+        if torrent.open.contains(piece) {
+            member.wanted += 1;
+            state.down.wanted += 1;
+            if !state.down.interested {
+                self.dirty.interest.insert(conn);
+            }
+            if state.down.allowance > 0 {
+                self.dirty.holding.insert(conn);
+            }
+        }
+        if let Some(seed) = &mut torrent.super_seed {
+            if member.revealed.contains(piece) {
+                member.unfetched -= 1;
+                seed.settle(piece);
+            }
+            self.dirty.reveal.insert((key, conn));
+        }
+    }
+
+    /// Brings together a torrent open here and the peer's side of it.
+    pub(super) fn attach(&mut self, conn: ConnId, alias: Alias, key: TorrentKey) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+        let Some(remote) = state.remotes.get_mut(&alias) else { return };
+        if remote.geometry != torrent.geometry || state.members.contains_key(&key) {
+            self.violate(conn, Violation::GeometryMismatch);
+            return;
+        }
+        let RemoteState::Waiting(have) = std::mem::replace(&mut remote.state, RemoteState::Attached(key)) else {
+            return;
+        };
+        torrent.availability.add_all(&have);
+        torrent.members.insert(conn);
+        if !have.is_full() && state.peer.role == Role::Agent {
+            torrent.leechers += 1;
+            torrent.idle_since = None;
+        }
+        let wanted = u32::try_from(torrent.open.iter_and(&have).count()).unwrap_or(u32::MAX);
+        state.down.wanted += wanted;
+        let revealed = Bitfield::empty(&torrent.geometry);
+        state.members.insert(key, Member { alias, have, wanted, revealed, unfetched: 0 });
+        self.dirty.interest.insert(conn);
+        if torrent.super_seed.is_some() {
+            self.dirty.reveal.insert((key, conn));
+        }
+        self.end_super_seed(key);
+        self.introduce(conn, key);
+        self.part_if_both_full(conn, key);
+    }
+
+    /// Takes a peer out of a torrent; what it was asked for is open again.
+    pub(super) fn detach(&mut self, conn: ConnId, key: TorrentKey) {
+        let Some(alias) = self.conns.get(&conn).and_then(|state| state.members.get(&key)).map(|member| member.alias)
+        else {
+            return;
+        };
+        self.take_back(conn, key, alias, |_| true);
+        self.drop_uploads(conn, key);
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+        let Some(member) = state.members.remove(&key) else { return };
+        state.down.wanted -= member.wanted;
+        torrent.members.remove(&conn);
+        torrent.availability.remove_all(&member.have);
+        if let Some(seed) = &mut torrent.super_seed {
+            let unfetched = member.revealed.iter().filter(|&piece| !member.have.contains(piece));
+            unfetched.for_each(|piece| seed.settle(piece));
+        }
+        if !member.have.is_full() && state.peer.role == Role::Agent {
+            torrent.leechers -= 1;
+            torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
+        }
+        self.dirty.interest.insert(conn);
+        self.dirty.slots = true;
+        if let Some(remote) = state.remotes.get_mut(&member.alias) {
+            remote.state = RemoteState::Waiting(member.have);
+        }
+    }
+
+    /// Two seeders have nothing to tell each other about a torrent.
+    pub(super) fn part_if_both_full(&mut self, conn: ConnId, key: TorrentKey) {
+        let full = |state: &Connection| state.members.get(&key).is_some_and(|member| member.have.is_full());
+        let parting = self.conns.get(&conn).is_some_and(full)
+            && self.torrents.get(&key).is_some_and(|torrent| !torrent.is_leech() && torrent.super_seed.is_none());
+        if parting {
+            self.detach(conn, key);
+            self.send_close(conn, key);
+        }
+    }
+}
+
+fn bitfield_bytes(geometry: &Geometry) -> usize {
+    geometry.piece_count().div_ceil(8) as usize
+}

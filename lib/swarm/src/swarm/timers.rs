@@ -1,0 +1,49 @@
+//! Time passing.
+
+use std::time::Duration;
+
+use super::Swarm;
+use crate::{Event, Time};
+
+/// How often late pieces, snubbed peers and unused grants are looked for while anything is under way.
+const TICK: Duration = Duration::from_millis(100);
+/// How often dials, searches and idle torrents are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+impl Swarm {
+    /// The time of [`poll_timeout`](Self::poll_timeout) has come. Calling early or late is harmless.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.now = now;
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.check_progress();
+            self.check_grants();
+        }
+        if self.choker.timeout().is_some_and(|at| now >= at) {
+            self.dirty.slots = true;
+        }
+        if now >= self.next_housekeeping {
+            self.next_housekeeping = now + HOUSEKEEPING;
+            self.keep_house();
+        }
+    }
+
+    pub(super) fn needs_housekeeping(&self) -> bool {
+        self.torrents.values().any(|torrent| torrent.is_leech() || torrent.idle_since.is_some())
+    }
+
+    fn keep_house(&mut self) {
+        for key in self.torrents.keys().copied().collect::<Vec<_>>() {
+            self.dial_for(key);
+            let (now, timeout) = (self.now, self.config.idle_timeout);
+            let Some(torrent) = self.torrents.get_mut(&key) else { continue };
+            let idle = torrent.idle_since.is_some_and(|since| now.since(since) >= timeout);
+            if idle && !torrent.is_leech() && torrent.super_seed.is_none() {
+                torrent.idle_since = None;
+                self.events.push_back(Event::TorrentIdle(key));
+            }
+        }
+        self.search_for_lonely();
+        self.expire_grudges();
+    }
+}

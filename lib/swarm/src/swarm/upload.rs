@@ -1,0 +1,245 @@
+//! What we serve: interest, slots, requests of peers, blocks given to the driver, super-seeding.
+
+use shoal_meta::BlockRef;
+
+use super::{SEND_WINDOW_BLOCKS, Swarm};
+use crate::choker::{Decision, View};
+use crate::superseed::SuperSeed;
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
+use crate::{ConnId, Frame, Time, TorrentKey, Transmit, Violation};
+
+/// Blocks one peer may have waiting here.
+const QUEUE_MAX: usize = 8192;
+
+impl Swarm {
+    pub(super) fn remote_interested(&mut self, conn: ConnId, interested: bool) -> Result<(), Violation> {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.up.interested = interested;
+            if !interested {
+                state.up.granted = 0;
+            }
+            self.dirty.slots = true;
+        }
+        Ok(())
+    }
+
+    /// Gives free slots to interested peers, as the policy says.
+    pub(super) fn hand_out_slots(&mut self) {
+        let mut views: Vec<View> = Vec::with_capacity(self.conns.len());
+        for (&conn, state) in &self.conns {
+            let piece_length = self.serving_piece_length(conn);
+            let pieces = u64::from(self.config.grant_bytes_min).div_ceil(piece_length);
+            views.push(View {
+                conn,
+                interested: state.up.interested,
+                grant_bytes: pieces * piece_length,
+                outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
+                granted_at: state.up.granted_at,
+                rate_in: state.down.rate.get(self.now),
+                rate_out: state.up.rate.get(self.now),
+            });
+        }
+        for decision in self.choker.decide(self.now, &mut views, &mut self.rng) {
+            match decision {
+                Decision::Grant(conn, bytes) => self.grant(conn, bytes),
+                Decision::Choke(conn) => self.choke(conn),
+            }
+        }
+    }
+
+    /// The longest piece the peer may ask for: the unit of its grants.
+    fn serving_piece_length(&self, conn: ConnId) -> u64 {
+        let keys = self.conns[&conn].members.keys();
+        keys.map(|key| u64::from(self.torrents[key].geometry.piece_length()))
+            .max()
+            .unwrap_or(u64::from(self.config.grant_bytes_min).max(1))
+    }
+
+    fn grant(&mut self, conn: ConnId, bytes: u64) {
+        let pieces = u32::try_from(bytes / self.serving_piece_length(conn)).unwrap_or(u32::MAX).max(1);
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.up.granted = state.up.granted.saturating_add(pieces);
+        state.up.granted_at = Some(self.now);
+        self.send(conn, Message::Unchoke { pieces });
+    }
+
+    pub(super) fn choke(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        if state.up.granted > 0 {
+            state.up.granted = 0;
+            self.dirty.slots = true;
+            self.send(conn, Message::Choke);
+        }
+    }
+
+    /// Takes back grants that their peers leave unused.
+    pub(super) fn check_grants(&mut self) {
+        let timeout = self.config.grant_timeout;
+        let unused: Vec<_> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| {
+                c.up.granted > 0
+                    && c.up.queued_bytes == 0
+                    && c.up.granted_at.is_some_and(|at| self.now.since(at) >= timeout)
+            })
+            .map(|(&conn, _)| conn)
+            .collect();
+        for conn in unused {
+            self.choke(conn);
+        }
+    }
+
+    pub(super) fn requested(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        if !state.remotes.contains_key(&alias) {
+            return Err(Violation::UnknownAlias);
+        }
+        let accepted = match state.attached(alias) {
+            Some(key) if state.up.granted > 0 => self.servable(conn, key, blocks)?,
+            Some(_) | None => None,
+        };
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let room = state.up.queue.len() + blocks.len() <= QUEUE_MAX;
+        match accepted {
+            Some((key, blocks)) if room => {
+                state.up.granted -= 1;
+                state.up.granted_at = Some(self.now);
+                for block in blocks {
+                    state.up.queued_bytes += u64::from(block.length);
+                    state.up.queue.push_back((key, block));
+                }
+                self.dirty.sending.insert(conn);
+            }
+            Some(_) | None => {
+                let key = self.conns[&conn].attached(alias);
+                self.reject(conn, key, alias, blocks);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the blocks are of one piece that we have and the peer may know of.
+    #[expect(clippy::type_complexity, reason = "used once")]
+    fn servable(
+        &self,
+        conn: ConnId,
+        key: TorrentKey,
+        blocks: &[WireBlock],
+    ) -> Result<Option<(TorrentKey, Vec<BlockRef>)>, Violation> {
+        let (torrent, member) = (&self.torrents[&key], &self.conns[&conn].members[&key]);
+        let checked: Option<Vec<_>> = blocks.iter().map(|block| block.check(&torrent.geometry)).collect();
+        let checked = checked.ok_or(Violation::OutOfRange)?;
+        let Some(first) = checked.first() else { return Ok(None) };
+        let bytes: u64 = checked.iter().map(|block| u64::from(block.length)).sum();
+        if checked.iter().any(|block| block.piece != first.piece)
+            || bytes > u64::from(torrent.geometry.length_of(first.piece))
+        {
+            return Err(Violation::OutOfRange);
+        }
+        let known = torrent.super_seed.is_none() || member.revealed.contains(first.piece);
+        Ok((known && torrent.have.contains(first.piece)).then_some((key, checked)))
+    }
+
+    /// Answers a request with a refusal, under our alias where the torrent is open here, else under the peer's own.
+    fn reject(&mut self, conn: ConnId, key: Option<TorrentKey>, theirs: Alias, blocks: &[WireBlock]) {
+        let alias = key.map_or(theirs, TorrentKey::alias);
+        for blocks in blocks.chunks(LIST_LENGTH_MAX) {
+            self.send(conn, Message::Reject { alias, blocks: blocks.to_vec() });
+        }
+    }
+
+    pub(super) fn cancelled(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(key) = state.attached(alias) else { return Ok(()) };
+        let mut dropped = Vec::new();
+        let queue = &mut state.up.queue;
+        queue.retain(|&(of, block)| {
+            let gone = of == key && blocks.contains(&WireBlock::from(block));
+            if gone {
+                dropped.push(block);
+            }
+            !gone
+        });
+        self.dropped(conn, key, &dropped);
+        Ok(())
+    }
+
+    /// Forgets what a peer asked of a torrent, and says so.
+    pub(super) fn drop_uploads(&mut self, conn: ConnId, key: TorrentKey) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let dropped: Vec<_> = state.up.queue.iter().filter(|(of, _)| *of == key).map(|(_, block)| *block).collect();
+        state.up.queue.retain(|(of, _)| *of != key);
+        self.dropped(conn, key, &dropped);
+    }
+
+    fn dropped(&mut self, conn: ConnId, key: TorrentKey, blocks: &[BlockRef]) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.up.queued_bytes -= blocks.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        self.dirty.slots = true;
+        for blocks in blocks.chunks(LIST_LENGTH_MAX) {
+            let blocks = blocks.iter().copied().map(WireBlock::from).collect();
+            self.send(conn, Message::Reject { alias: key.alias(), blocks });
+        }
+    }
+
+    /// Hands the driver blocks of a connection, as many as it may have.
+    pub(super) fn release_blocks(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        while state.up.sending < SEND_WINDOW_BLOCKS
+            && let Some((torrent, block)) = state.up.queue.pop_front()
+        {
+            state.up.sending += 1;
+            self.transmits.push_back(Transmit { conn, frame: Frame::Block { torrent, block } });
+        }
+    }
+
+    /// A block given by `poll_transmit` is written to the socket (or could not be read: it counts as sent all the same).
+    pub fn handle_block_sent(&mut self, now: Time, conn: ConnId, torrent: TorrentKey, block: BlockRef) {
+        self.now = now;
+        let _ = torrent;
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.up.sending = state.up.sending.saturating_sub(1);
+        state.up.queued_bytes = state.up.queued_bytes.saturating_sub(u64::from(block.length));
+        state.up.rate.add(now, u64::from(block.length));
+        self.dirty.sending.insert(conn);
+        self.dirty.slots = true;
+    }
+
+    /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
+    pub(super) fn reveal_all(&mut self) {
+        while let Some((key, conn)) = self.dirty.reveal.pop_first() {
+            let (Some(torrent), Some(state)) = (self.torrents.get_mut(&key), self.conns.get_mut(&conn)) else {
+                continue;
+            };
+            let ahead = SuperSeed::ahead(torrent.members.len());
+            let (Some(seed), Some(member)) = (&mut torrent.super_seed, state.members.get_mut(&key)) else { continue };
+            let mut pieces = Vec::new();
+            while member.unfetched < ahead
+                && let Some(piece) = seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability)
+            {
+                seed.show(piece);
+                member.revealed.insert(piece);
+                member.unfetched += 1;
+                pieces.push(piece.get());
+            }
+            if !pieces.is_empty() {
+                self.send(conn, Message::Have { alias: key.alias(), pieces });
+            }
+        }
+    }
+
+    /// Ends super-seeding once every piece is at some other peer: from then on the swarm can do without us.
+    pub(super) fn end_super_seed(&mut self, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        if torrent.super_seed.is_none() || torrent.is_leech() || !torrent.availability.is_covered() {
+            return;
+        }
+        torrent.super_seed = None;
+        let members: Vec<_> = torrent.members.iter().copied().collect();
+        for conn in members {
+            self.send(conn, Message::HaveAll { alias: key.alias() });
+            self.part_if_both_full(conn, key);
+        }
+    }
+}

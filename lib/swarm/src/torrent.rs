@@ -1,0 +1,177 @@
+//! One torrent's state: what we have, what is asked of whom, who takes part. The swarm moves it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
+
+use crate::availability::Availability;
+use crate::picker::Window;
+use crate::superseed::SuperSeed;
+use crate::{Config, ConnId, OpenTorrent, ReaderId, Time};
+
+/// Candidates to dial kept per torrent; later ones are dropped.
+pub(crate) const CANDIDATES_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct Torrent {
+    pub(crate) digest: Digest,
+    pub(crate) geometry: Geometry,
+    /// Verified and on disk.
+    pub(crate) have: Bitfield,
+    /// Pieces `0..known` have a known hash.
+    pub(crate) known: u32,
+    /// What may be asked for: known, not had, and not asked of anyone, or asked of one that is late.
+    pub(crate) open: Bitfield,
+    /// Open pieces that are active: they go first.
+    pub(crate) begun: BTreeSet<PieceIndex>,
+    /// Pieces between the first request and the end of verification.
+    pub(crate) active: BTreeMap<PieceIndex, Active>,
+    pub(crate) availability: Availability,
+    /// Connections whose peers take part.
+    pub(crate) members: BTreeSet<ConnId>,
+    /// Agents among the members that lack a piece.
+    pub(crate) leechers: usize,
+    pub(crate) super_seed: Option<SuperSeed>,
+    pub(crate) readers: BTreeMap<ReaderId, Reader>,
+    /// Peers said to take part, to dial.
+    pub(crate) candidates: BTreeMap<PeerId, PeerInfo>,
+    /// How long a piece takes from request to verification, lately.
+    pub(crate) piece_time: Option<Duration>,
+    /// Verified since the last flush: to be told to the members.
+    pub(crate) fresh: Vec<PieceIndex>,
+    /// No leecher since.
+    pub(crate) idle_since: Option<Time>,
+    /// When neighbours were last asked for peers.
+    pub(crate) searched_at: Time,
+}
+
+/// A piece between its first request and its verification.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) stage: Stage,
+    /// Whose blocks are in it: one peer unless someone was late.
+    pub(crate) sources: BTreeSet<PeerId>,
+    /// When it was first asked for.
+    pub(crate) begun_at: Time,
+    /// When it was last asked for, or a block of it came.
+    pub(crate) progress_at: Time,
+}
+
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// Blocks are on their way or to be asked for again; left when the last is in.
+    Fetching {
+        received: Vec<bool>,
+        /// Connections asked for what is missing.
+        holders: Vec<ConnId>,
+    },
+    /// Every block is in; left by `handle_verified` or `handle_write_failed`.
+    Verifying,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader {
+    pub(crate) piece: PieceIndex,
+    /// Since when it waits for that piece.
+    pub(crate) since: Time,
+    /// It has not had a piece yet.
+    pub(crate) fresh: bool,
+}
+
+impl Torrent {
+    pub(crate) fn new(now: Time, torrent: OpenTorrent) -> Self {
+        let OpenTorrent { digest, geometry, have, known, super_seed } = torrent;
+        let known = known.min(geometry.piece_count());
+        let mut open = Bitfield::empty(&geometry);
+        for piece in geometry.pieces().take(known as usize).filter(|&piece| !have.contains(piece)) {
+            open.insert(piece);
+        }
+        Self {
+            digest,
+            geometry,
+            have,
+            known,
+            open,
+            begun: BTreeSet::new(),
+            active: BTreeMap::new(),
+            availability: Availability::new(&geometry),
+            members: BTreeSet::new(),
+            leechers: 0,
+            super_seed: super_seed.then(|| SuperSeed::new(&geometry)),
+            readers: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            piece_time: None,
+            fresh: Vec::new(),
+            idle_since: Some(now),
+            searched_at: now,
+        }
+    }
+
+    /// Tells whether we lack a piece.
+    pub(crate) fn is_leech(&self) -> bool {
+        !self.have.is_full()
+    }
+
+    /// Every piece we lack is asked of somebody.
+    pub(crate) fn is_endgame(&self) -> bool {
+        self.is_leech() && self.known == self.geometry.piece_count() && self.open.count() as usize == self.begun.len()
+    }
+
+    /// Readers' windows over what we lack, those that waited longest first.
+    pub(crate) fn windows(&self, now: Time, config: &Config) -> Vec<Window> {
+        let mut waiting: Vec<_> = self.readers.values().collect();
+        waiting.sort_by_key(|reader| reader.since);
+        waiting
+            .into_iter()
+            .filter_map(|reader| {
+                let next = self.have.first_missing(reader.piece.get()).and_then(|next| self.geometry.piece(next))?;
+                let urgent = next == reader.piece && (reader.fresh || now.since(reader.since) > config.reader_patience);
+                Some(Window { next, length: config.reader_window_pieces, urgent })
+            })
+            .collect()
+    }
+
+    /// Learns how long a piece took.
+    pub(crate) fn measure(&mut self, took: Duration) {
+        self.piece_time = Some(self.piece_time.map_or(took, |mean| (mean * 7 + took) / 8));
+    }
+
+    /// Pieces that are late at their only holder, so that a second may be asked: in the endgame sooner than before it.
+    pub(crate) fn late(&self, now: Time) -> Vec<PieceIndex> {
+        const PATIENCE_MIN: Duration = Duration::from_millis(250);
+        const CONTESTED_MAX: usize = 8;
+        let factor = if self.is_endgame() { 2 } else { 6 };
+        let patience = (self.piece_time.unwrap_or(Duration::from_secs(1)) * factor).max(PATIENCE_MIN);
+        let room = CONTESTED_MAX.saturating_sub(self.begun.len());
+        self.active
+            .iter()
+            .filter(|(piece, active)| {
+                let single = matches!(&active.stage, Stage::Fetching { holders, .. } if holders.len() == 1);
+                single && now.since(active.progress_at) > patience && !self.begun.contains(piece)
+            })
+            .map(|(&piece, _)| piece)
+            .take(room)
+            .collect()
+    }
+}
+
+impl Active {
+    pub(crate) fn new(now: Time, blocks: u32) -> Self {
+        let stage = Stage::Fetching { received: vec![false; blocks as usize], holders: Vec::new() };
+        Self { stage, sources: BTreeSet::new(), begun_at: now, progress_at: now }
+    }
+
+    /// Connections asked for what is missing.
+    pub(crate) fn holders(&self) -> &[ConnId] {
+        match &self.stage {
+            Stage::Fetching { holders, .. } => holders,
+            Stage::Verifying => &[],
+        }
+    }
+
+    /// Tells whether blocks are missing.
+    pub(crate) fn is_fetching(&self) -> bool {
+        matches!(self.stage, Stage::Fetching { .. })
+    }
+}
