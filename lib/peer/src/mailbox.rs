@@ -1,0 +1,134 @@
+//! The driver's mailbox: everything that can happen to a node, as one bounded queue of inputs.
+//!
+//! Sent to by connections, disk jobs, the announcer and handles; read by the driver alone.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceIndex};
+use shoal_store::{Blob, CommitError, Partial, WriteError};
+use shoal_swarm::wire::{BlockHeader, Message};
+use shoal_swarm::{ConnId, TorrentKey};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::counters::Counters;
+use crate::node::JoinError;
+use crate::torrent::{Shared, Torrent};
+
+/// Inputs waiting at most; whoever sends one more waits its turn.
+pub(crate) const MAILBOX_MAX: usize = 256;
+
+/// Something that happened, for the driver to act on.
+pub(crate) enum Input {
+    /// A dial failed.
+    DialFailed(PeerId),
+    /// A connection ended by itself.
+    Disconnected(ConnId),
+    /// A control message came.
+    Message(ConnId, Message),
+    /// A block came.
+    Block {
+        conn: ConnId,
+        header: BlockHeader,
+        payload: bytes::Bytes,
+        /// Bounds the blocks of one connection that wait here.
+        _place: OwnedSemaphorePermit,
+    },
+    /// A block left, or could not be read and was rejected.
+    BlockSent { conn: ConnId, torrent: TorrentKey, block: BlockRef },
+    /// The store is done with a piece from peers.
+    Written { torrent: TorrentKey, piece: PieceIndex, result: Result<(), WriteError> },
+    /// The store is done with a whole blob.
+    Committed { torrent: TorrentKey, result: Result<Blob, CommitError> },
+    /// A piece from upstream is verified and on disk; `bytes` is what it added.
+    Ingested { digest: Digest, piece: PieceIndex, bytes: u64 },
+    /// More hashes of a partial are known, and maybe more of its pieces.
+    Grown(Digest),
+    /// Someone wants a blob.
+    Join { partial: Partial, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
+    /// Someone gives a blob up.
+    Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
+    /// Peers known to take part in a torrent.
+    Peers(Digest, Vec<PeerInfo>),
+}
+
+/// What everyone who talks to the driver holds.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    sender: mpsc::Sender<Input>,
+    readers: Arc<ReadersChanged>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// The torrents whose readers moved since the driver looked. A set, so that it needs no queue and drops may tell too.
+#[derive(Default)]
+pub(crate) struct ReadersChanged {
+    digests: Mutex<BTreeSet<Digest>>,
+    notify: Notify,
+}
+
+impl Handle {
+    pub(crate) fn new(counters: Arc<Counters>, shutdown: CancellationToken) -> (Self, Mailbox) {
+        let (sender, receiver) = mpsc::channel(MAILBOX_MAX);
+        let readers = Arc::new(ReadersChanged::default());
+        let mailbox = Mailbox { receiver, readers: readers.clone() };
+        (Self { sender, readers, counters, shutdown }, mailbox)
+    }
+
+    /// Sends an input, waiting while the mailbox is full.
+    ///
+    /// # Errors
+    /// When the driver has ended: the node shut down.
+    pub(crate) async fn send(&self, input: Input) -> Result<(), DriverEnded> {
+        self.sender.send(input).await.map_err(|_| DriverEnded)
+    }
+
+    /// Sends an input that may be lost: false when the mailbox is full or the node shut down.
+    pub(crate) fn try_send(&self, input: Input) -> bool {
+        self.sender.try_send(input).is_ok()
+    }
+
+    pub(crate) fn readers_changed(&self, digest: Digest) {
+        self.readers.lock().insert(digest);
+        self.readers.notify.notify_one();
+    }
+
+    pub(crate) fn torrent(&self, shared: Arc<Shared>) -> Torrent {
+        Torrent { shared, node: self.clone() }
+    }
+}
+
+/// The driver's end.
+pub(crate) struct Mailbox {
+    receiver: mpsc::Receiver<Input>,
+    readers: Arc<ReadersChanged>,
+}
+
+impl Mailbox {
+    /// Moves up to `max` inputs that wait into `out`; waits for the first.
+    pub(crate) async fn receive(&mut self, out: &mut Vec<Input>, max: usize) -> usize {
+        self.receiver.recv_many(out, max).await
+    }
+
+    /// Waits until a reader moved.
+    pub(crate) fn readers(&self) -> Arc<ReadersChanged> {
+        self.readers.clone()
+    }
+}
+
+impl ReadersChanged {
+    pub(crate) async fn changed(&self) -> BTreeSet<Digest> {
+        self.notify.notified().await;
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Digest>> {
+        self.digests.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+/// Says that the driver has ended: the node shut down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DriverEnded;
