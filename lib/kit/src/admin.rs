@@ -24,12 +24,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::incoming;
+
 /// How many connections are served at a time; further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;
 /// How long one connection may take, from its first byte to the last of its answer.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause after a failed accept, as when file descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the admin server asks the part.
 pub struct AdminParts {
@@ -126,22 +126,14 @@ async fn accept(listener: TcpListener, router: Router, shutdown: CancellationTok
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let next = async || {
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (permit, listener.accept().await)
+        (permit, incoming::accept(&listener).await)
     };
-    while let Some((permit, accepted)) = shutdown.run_until_cancelled(next()).await {
-        match accepted {
-            Ok((stream, _)) => {
-                let served = serve(stream, router.clone());
-                connections.spawn(async move {
-                    served.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "admin server cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+    while let Some((permit, stream)) = shutdown.run_until_cancelled(next()).await {
+        let served = serve(stream, router.clone());
+        connections.spawn(async move {
+            served.await;
+            drop(permit);
+        });
     }
     connections.close();
     connections.wait().await;
