@@ -1,0 +1,1 @@
+//! Facts about the store as a whole.
