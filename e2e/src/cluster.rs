@@ -1,45 +1,195 @@
-//! The program under test: the one place that knows Shoal's command line, configuration and metrics. Used by the tests.
+//! A whole cluster: an upstream, a tracker, an origin, and nodes with an agent each. Made by the tests; the runtimes on the
+//! nodes are theirs to start.
+//!
+//! Where bytes came from is counted by the kernel on each node's link, not by Shoal.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::process::output;
+use crate::harness::Bench;
+use crate::image::Image;
+use crate::lab::Lab;
+use crate::node::{Link, Node, Rate};
+use crate::process::Process;
+use crate::program::Program;
+use crate::registry::{HOST, Registry};
+use crate::runtime::{Client, pull_at_once};
+use crate::tls::Identity;
 
-/// The `shoal` program.
-#[derive(Debug, Clone)]
-pub struct Program(PathBuf);
+/// Docker Hub's address, which a test can give to its own upstream.
+const DOCKER_HUB: &str = "registry-1.docker.io";
 
-impl Program {
-    /// The program that `SHOAL_BIN` names, or else the one cargo builds in the profile of this test program, once.
-    ///
-    /// # Errors
-    /// When it does not build or is not there.
-    pub fn find() -> Result<Self> {
-        static FOUND: OnceLock<PathBuf> = OnceLock::new();
-        if let Some(found) = FOUND.get() {
-            return Ok(Self(found.clone()));
-        }
-        let path = match std::env::var_os("SHOAL_BIN") {
-            Some(path) => PathBuf::from(path).canonicalize().context("SHOAL_BIN")?,
-            None => build()?,
-        };
-        ensure!(path.is_file(), "no program at {}", path.display());
-        Ok(Self(FOUND.get_or_init(|| path).clone()))
+/// The shape of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// How many nodes have an agent.
+    pub nodes: u8,
+    /// The link of each of them.
+    pub node_link: Link,
+    /// The upstream's link.
+    pub upstream_link: Link,
+    /// The origin's link.
+    pub origin_link: Link,
+    /// Whether the upstream is Docker Hub too, with a certificate of [`Cluster::identity`].
+    pub docker_hub: bool,
+}
+
+impl Plan {
+    /// This many nodes; every link, the upstream's and the origin's too, has the same rate both ways.
+    #[must_use]
+    pub const fn equal(nodes: u8, rate: Rate) -> Self {
+        let link = Link::symmetric(rate);
+        Self { nodes, node_link: link, upstream_link: link, origin_link: link, docker_hub: false }
     }
 }
 
-/// Builds the program beside this one: tests are in `target/<profile>/deps`, programs in `target/<profile>`.
-fn build() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile_dir = test.parent().and_then(Path::parent).context("this program is not in a target directory")?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).args(["build", "--quiet", "--bin", "shoal"]);
-    if profile_dir.ends_with("release") {
-        cargo.arg("--release");
+/// A node with an agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// The node.
+    pub node: Arc<Node>,
+    process: Process,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The nodes with an agent; `n1`, `n2` ….
+    pub agents: Vec<Agent>,
+    /// The tracker.
+    pub tracker: Process,
+    /// The origin.
+    pub origin: Process,
+    /// The origin's node.
+    pub origin_node: Arc<Node>,
+    /// The upstream registry, which every node resolves as [`HOST`].
+    pub upstream: Registry,
+    /// Docker Hub's, when the plan says so.
+    pub identity: Option<Identity>,
+    tracker_node: Arc<Node>,
+    program: Program,
+    _lab: Lab,
+}
+
+impl Cluster {
+    /// Starts a cluster; the upstream holds `image` as `name:1`.
+    ///
+    /// # Errors
+    /// When anything of it does not start.
+    pub fn start(bench: &Bench, plan: Plan, image: &Image, name: &str) -> Result<Self> {
+        let program = Program::find()?;
+        let mut lab = bench.lab()?;
+        let upstream_node = lab.add_node("upstream", plan.upstream_link)?;
+        lab.add_alias(HOST, &upstream_node)?;
+        let identity = if plan.docker_hub {
+            lab.add_alias(DOCKER_HUB, &upstream_node)?;
+            Some(Identity::make(&lab.dir().join("identity"), DOCKER_HUB)?)
+        } else {
+            None
+        };
+        let upstream = Registry::start(&upstream_node, identity.as_ref())?;
+        upstream.push(image, name, "1")?;
+        let tracker_node = lab.add_node("tracker", Link::default())?;
+        let origin_node = lab.add_node("origin", plan.origin_link)?;
+        let tracker = program.tracker(&tracker_node)?;
+        let origin = program.origin(&origin_node, &tracker_node)?;
+        let names = (1..=plan.nodes).map(|number| format!("n{number}"));
+        let nodes = names.map(|name| lab.add_node(&name, plan.node_link)).collect::<Result<Vec<_>>>()?;
+        let mut agents = Vec::new();
+        for node in &nodes {
+            let others = nodes.iter().filter(|other| !Arc::ptr_eq(other, node));
+            node.count_received_from(others.chain([&origin_node, &upstream_node]).map(Arc::as_ref))?;
+            let process = program.agent(node, &tracker_node, &origin_node)?;
+            agents.push(Agent { node: Arc::clone(node), process });
+        }
+        Ok(Self { agents, tracker, origin, origin_node, upstream, identity, tracker_node, program, _lab: lab })
     }
-    output(&mut cargo).context("build shoal")?;
-    Ok(profile_dir.join("shoal"))
+
+    /// `kill -9` of the agent on a node.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill_agent(&mut self, index: usize) -> Result<()> {
+        self.agents[index].process.kill_dash_9()
+    }
+
+    /// Starts the agent on a node again, with the store it had.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_agent(&mut self, index: usize) -> Result<()> {
+        let agent = &mut self.agents[index];
+        agent.process = self.program.agent(&agent.node, &self.tracker_node, &self.origin_node)?;
+        Ok(())
+    }
+
+    /// Shows that every blob of the image left the upstream exactly once.
+    ///
+    /// # Errors
+    /// Naming the blobs that did not.
+    pub fn check_fetched_once(&self, image: &Image) -> Result<()> {
+        let fetches = self.upstream.fetches()?;
+        for (index, blob) in image.blobs().enumerate() {
+            let fetched = fetches.get(&blob.digest).copied().unwrap_or_default();
+            let once = (fetched.count, fetched.bytes) == (1, blob.length);
+            ensure!(once, "blob {index} of {} bytes, {}, was fetched {fetched:?}", blob.length, blob.digest);
+        }
+        Ok(())
+    }
+
+    /// Shows that at least half of what each node received came from other nodes, and that it received no blob twice.
+    ///
+    /// # Errors
+    /// Naming the node and the bytes from each source.
+    pub fn check_bytes_from_peers(&self, image: &Image) -> Result<()> {
+        for agent in &self.agents {
+            let node = &agent.node;
+            let from_origin = node.received_from(&self.origin_node)?;
+            let from_upstream = node.received_from(self.upstream.node())?;
+            let others = self.agents.iter().filter(|other| !Arc::ptr_eq(&other.node, node));
+            let from_peers = others.map(|other| node.received_from(&other.node)).sum::<Result<u64>>()?;
+            let received = from_peers + from_origin + from_upstream;
+            let sources = format!("{from_peers} from peers, {from_origin} origin, {from_upstream} upstream");
+            ensure!(2 * from_peers >= received, "{}: less than half from peers: {sources}", node.name());
+            ensure!(10 * received <= 11 * image.length(), "{}: {} bytes took {sources}", node.name(), image.length());
+        }
+        Ok(())
+    }
+}
+
+/// Pulls with all clients at the same time, each by its own reference, and shows that each has the image, by its digest, and
+/// that a program in it runs, where the client can run one.
+///
+/// # Errors
+/// When one of them fails.
+pub fn check_pulls(pulls: &[(&dyn Client, &str)], image: &Image) -> Result<()> {
+    pull_at_once(pulls)?;
+    for (client, reference) in pulls {
+        let name = client.node().name();
+        let digest = client.digest(reference)?;
+        ensure!(digest == image.digest, "{name} pulled {digest} instead of {}", image.digest);
+        let printed = client.run(reference, &["/bin/cat", "/etc/image"])?;
+        let name_of_image = image.dir.file_name().unwrap_or_default().to_string_lossy();
+        ensure!(
+            printed.as_deref().is_none_or(|printed| printed == name_of_image),
+            "{name} ran and printed {printed:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Bytes that the files under a directory take on the disk: holes do not count.
+///
+/// # Errors
+/// When the directory itself cannot be read; files may vanish meanwhile.
+pub fn disk_bytes(dir: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        bytes += if metadata.is_dir() { disk_bytes(&entry.path()).unwrap_or(0) } else { metadata.blocks() * 512 };
+    }
+    Ok(bytes)
 }

@@ -10,17 +10,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
 
-use crate::cluster::Program;
 use crate::image::{Image, Recipe};
 use crate::lab::Lab;
 use crate::process::{output, run};
+
+/// Commands that every test needs.
+const NEEDS: [&str; 7] = ["docker-registry", "skopeo", "curl", "ip", "tc", "iptables", "openssl"];
 
 /// One test. It fails by an error or a panic.
 #[derive(Debug, Clone, Copy)]
 pub struct Test {
     /// The fact it shows.
     pub name: &'static str,
-    /// Commands without which it is skipped.
+    /// Commands without which it is skipped, beside those that every test needs.
     pub needs: &'static [&'static str],
     /// Shows it.
     pub run: fn(&Bench) -> Result<()>,
@@ -50,14 +52,6 @@ impl Bench {
         let images = self.state.join("images");
         fs::create_dir_all(&images)?;
         Image::build(&images, recipe)
-    }
-
-    /// The program under test.
-    ///
-    /// # Errors
-    /// When it does not build.
-    pub fn shoal(&self) -> Result<Program> {
-        Program::find()
     }
 
     fn test_dir(&self) -> PathBuf {
@@ -114,7 +108,7 @@ pub fn main(tests: &[Test]) -> ExitCode {
 }
 
 fn run_test(test: &Test) -> Outcome {
-    let missing = test.needs.iter().filter(|command| !on_path(command)).copied().collect::<Vec<_>>();
+    let missing = NEEDS.iter().chain(test.needs).filter(|command| !on_path(command)).copied().collect::<Vec<_>>();
     if !missing.is_empty() {
         return Outcome::Skipped(format!("missing: {}", missing.join(", ")));
     }

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use crate::image::Image;
-use crate::lab::Node;
+use crate::node::Node;
 use crate::process::Process;
 use crate::tls::Identity;
 
+/// What images of the upstream begin with: a name without a port, so that it can stand in a mirror's path too.
+pub const HOST: &str = "registry.lab";
 /// The port of the plain HTTP listener.
-pub const PORT: u16 = 5000;
+pub const PORT: u16 = 80;
 /// The port of the TLS listener.
 pub const TLS_PORT: u16 = 443;
 

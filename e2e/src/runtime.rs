@@ -11,7 +11,7 @@ pub use containerd::Containerd;
 pub use docker::{Docker, Options as DockerOptions};
 pub use podman::{Mirror, Podman, Skopeo};
 
-use crate::lab::Node;
+use crate::node::Node;
 
 /// Something on a node that pulls images.
 pub trait Client: Sync {

@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use shoal_e2e::harness::{Bench, Test};
 use shoal_e2e::image::{Image, Recipe};
-use shoal_e2e::lab::{Link, Rate};
+use shoal_e2e::node::{Link, Rate};
 use shoal_e2e::process;
-use shoal_e2e::registry::{PORT, Registry};
+use shoal_e2e::registry::{HOST, PORT, Registry};
 use shoal_e2e::runtime::{Client, Containerd, Docker, DockerOptions, Mirror, Podman, Skopeo, pull_at_once};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
     Test {
         name: "every_client_pulls_and_runs_an_image_straight_from_the_upstream",
-        needs: &["docker-registry", "skopeo", "dockerd", "containerd", "ctr", "podman"],
+        needs: &["dockerd", "docker", "containerd", "ctr", "podman"],
         run: clients,
     },
     Test {
@@ -28,8 +28,6 @@ pub(crate) const TESTS: &[Test] = &[
         run: leaves_nothing,
     },
 ];
-
-const UPSTREAM: &str = "registry.lab:5000";
 
 fn small(seed: u64) -> Recipe {
     Recipe::Random { layers_mib: vec![8, 4], seed }
@@ -71,21 +69,21 @@ fn clients(bench: &Bench) -> Result<()> {
     let image = bench.image(&small(2))?;
     let mut lab = bench.lab()?;
     let upstream = lab.add_node("upstream", Link::default())?;
-    lab.add_alias("registry.lab", &upstream)?;
+    lab.add_alias(HOST, &upstream)?;
     let nodes =
         ["docker", "containerd", "podman", "skopeo"].map(|name| lab.add_node(name, Link::symmetric(Rate::mbit(400))));
     let [docker, containerd, podman, skopeo] = nodes;
     let registry = Registry::start(&upstream, None)?;
     registry.push(&image, "app", "1")?;
 
-    let plain = [Mirror { registry: UPSTREAM.to_owned(), mirror: None }];
-    let docker = Docker::start(&docker?, &DockerOptions { insecure: vec![UPSTREAM.to_owned()], ..Default::default() })?;
+    let plain = [Mirror { registry: HOST.to_owned(), mirror: None }];
+    let docker = Docker::start(&docker?, &DockerOptions { insecure: vec![HOST.to_owned()], ..Default::default() })?;
     let containerd = Containerd::start(&containerd?)?;
-    containerd.set_hosts(UPSTREAM, &format!("http://{UPSTREAM}"), &[])?;
+    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[])?;
     let podman = Podman::new(&podman?, &plain)?;
     let skopeo = Skopeo::new(&skopeo?, &plain)?;
 
-    let reference = format!("{UPSTREAM}/app:1");
+    let reference = format!("{HOST}/app:1");
     let clients: [&dyn Client; 4] = [&docker, &containerd, &podman, &skopeo];
     pull_at_once(&clients.map(|client| (client, reference.as_str())))?;
     for client in clients {

@@ -1,11 +1,15 @@
-//! The end-to-end tests: one program, one topic a file, one test at a time. Run with `cargo test -p shoal-e2e`, as root.
+//! The end-to-end tests: one program, one topic a file, one test at a time. Run with `cargo test -p shoal-e2e`, as root;
+//! words after `--` choose tests by name.
 
+mod first_byte;
 mod lab;
+mod losses;
+mod pulls;
 
 use std::process::ExitCode;
 
 use shoal_e2e::harness;
 
 fn main() -> ExitCode {
-    harness::main(&[lab::TESTS].concat())
+    harness::main(&[lab::TESTS, pulls::TESTS, first_byte::TESTS, losses::TESTS].concat())
 }

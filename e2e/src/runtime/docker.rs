@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Client;
-use crate::lab::Node;
+use crate::node::Node;
 use crate::process::{Process, output};
 use crate::wait::wait_until;
 

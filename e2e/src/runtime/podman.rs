@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::Client;
-use crate::lab::Node;
+use crate::node::Node;
 use crate::process::output;
 
 /// A registry in registries.conf.

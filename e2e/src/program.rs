@@ -1,0 +1,128 @@
+//! The program under test: the one place that knows Shoal's command line and configuration keys. Used by [`crate::cluster`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::node::Node;
+use crate::process::{Process, output};
+use crate::registry::HOST;
+
+/// The agent's registry front, on its node's loopback address.
+pub const FRONT: &str = "127.0.0.1:5050";
+
+const FRONT_PORT: u16 = 5050;
+const AGENT_PEER_PORT: u16 = 5051;
+const ORIGIN_PORT: u16 = 7500;
+const ORIGIN_PEER_PORT: u16 = 7501;
+const TRACKER_PORT: u16 = 7400;
+
+/// The `shoal` program.
+#[derive(Debug, Clone)]
+pub struct Program(PathBuf);
+
+impl Program {
+    /// The program that `SHOAL_BIN` names, or else the one cargo builds in the profile of this test program, once.
+    ///
+    /// # Errors
+    /// When it does not build or is not there.
+    pub fn find() -> Result<Self> {
+        static FOUND: OnceLock<PathBuf> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(Self(found.clone()));
+        }
+        let path = match std::env::var_os("SHOAL_BIN") {
+            Some(path) => PathBuf::from(path).canonicalize().context("SHOAL_BIN")?,
+            None => build()?,
+        };
+        ensure!(path.is_file(), "no program at {}", path.display());
+        Ok(Self(FOUND.get_or_init(|| path).clone()))
+    }
+
+    /// Starts a tracker and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn tracker(&self, node: &Node) -> Result<Process> {
+        let mut command = self.command(node, "tracker");
+        command.args(["--listen", &format!("0.0.0.0:{TRACKER_PORT}"), "--admin-listen", "0.0.0.0:7402"]);
+        start(node, "tracker", command, TRACKER_PORT)
+    }
+
+    /// Starts an origin that knows the tracker and waits until it listens. Its blobs are under [`store_dir`].
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn origin(&self, node: &Node, tracker: &Node) -> Result<Process> {
+        let mut config = shared_config(node, "origin", tracker);
+        config += &format!("peer_listen = \"0.0.0.0:{ORIGIN_PEER_PORT}\"\n");
+        config += &format!("peer_advertise = \"{}:{ORIGIN_PEER_PORT}\"\n", node.ip());
+        let command = self.configured(node, "origin", &config)?;
+        start(node, "origin", command, ORIGIN_PORT)
+    }
+
+    /// Starts an agent that knows the tracker and the origin and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn agent(&self, node: &Node, tracker: &Node, origin: &Node) -> Result<Process> {
+        let mut config = shared_config(node, "agent", tracker);
+        config += &format!("listen = {FRONT:?}\n");
+        config += &format!("peer_listen = \"0.0.0.0:{AGENT_PEER_PORT}\"\n");
+        config += &format!("peer_advertise = \"{}:{AGENT_PEER_PORT}\"\n", node.ip());
+        config += &format!("origins = [\"http://{}:{ORIGIN_PORT}\"]\n", origin.name());
+        let command = self.configured(node, "agent", &config)?;
+        start(node, "agent", command, FRONT_PORT)
+    }
+
+    fn command(&self, node: &Node, part: &str) -> Command {
+        let mut command = node.command("env");
+        let filter = std::env::var("SHOAL_LOG").unwrap_or_else(|_| "info,shoal=debug".to_owned());
+        command.arg(format!("SHOAL_LOG={filter}")).arg(&self.0).arg(part);
+        command
+    }
+
+    /// Tables come last in TOML, so the registries are added here.
+    fn configured(&self, node: &Node, part: &str, keys: &str) -> Result<Command> {
+        let config = node.dir().join(format!("{part}.toml"));
+        let registries = ["docker.io", HOST].map(|name| format!("[registries.{name:?}]\nurl = \"http://{HOST}\"\n"));
+        fs::write(&config, format!("{keys}{}", registries.concat())).context("config file")?;
+        let mut command = self.command(node, part);
+        command.arg("--config").arg(config);
+        Ok(command)
+    }
+}
+
+/// Where a part on a node keeps its blobs.
+#[must_use]
+pub fn store_dir(node: &Node, part: &str) -> PathBuf {
+    node.dir().join(format!("{part}-store"))
+}
+
+/// The keys that origin and agent have in common.
+fn shared_config(node: &Node, part: &str, tracker: &Node) -> String {
+    let store = store_dir(node, part);
+    format!("store = {store:?}\nstore_max = \"20GiB\"\ntrackers = [\"http://{}:{TRACKER_PORT}\"]\n", tracker.name())
+}
+
+fn start(node: &Node, part: &str, command: Command, port: u16) -> Result<Process> {
+    let mut process = node.start(part, command)?;
+    node.wait_listening(&mut process, port)?;
+    Ok(process)
+}
+
+/// Builds the program beside this one: tests are in `target/<profile>/deps`, programs in `target/<profile>`.
+fn build() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile_dir = test.parent().and_then(Path::parent).context("this program is not in a target directory")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).args(["build", "--quiet", "--bin", "shoal"]);
+    if profile_dir.ends_with("release") {
+        cargo.arg("--release");
+    }
+    output(&mut cargo).context("build shoal")?;
+    Ok(profile_dir.join("shoal"))
+}

@@ -1,0 +1,149 @@
+//! Parts die in mid-pull by `kill -9`, and no pull fails.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use shoal_e2e::cluster::{Cluster, Plan, check_pulls};
+use shoal_e2e::harness::{Bench, Test};
+use shoal_e2e::image::{Image, Recipe};
+use shoal_e2e::node::{Node, Rate};
+use shoal_e2e::process::Process;
+use shoal_e2e::program::FRONT;
+use shoal_e2e::registry::HOST;
+use shoal_e2e::runtime::{Client, Containerd, Docker, DockerOptions};
+use shoal_e2e::wait::wait_until;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "containerd_falls_back_when_the_agent_is_killed_in_mid_pull",
+        needs: &["containerd", "ctr"],
+        run: containerd_loses_its_agent,
+    },
+    Test {
+        name: "dockerd_falls_back_to_docker_hub_when_the_agent_is_killed_in_mid_pull",
+        needs: &["dockerd", "docker"],
+        run: dockerd_loses_its_agent,
+    },
+    Test { name: "a_restarted_agent_resumes_from_what_it_had", needs: &["sha256sum"], run: agent_resumes },
+    Test {
+        name: "agents_finish_pulls_when_tracker_and_origin_are_killed_in_mid_pull",
+        needs: &["containerd", "ctr"],
+        run: tracker_and_origin_are_lost,
+    },
+];
+
+/// Slow enough that an image takes some ten seconds, so there is a middle.
+const RATE: Rate = Rate::mbit(80);
+/// Long enough for every part of the path to come to a halt or an end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn image(bench: &Bench) -> Result<Image> {
+    bench.image(&Recipe::Random { layers_mib: vec![48, 40], seed: 3 })
+}
+
+/// Waits until a node has received this share of the image, which `pull` is still pulling.
+fn wait_received(node: &Node, image: &Image, percent: u64) -> Result<()> {
+    let wanted = image.length() * percent / 100;
+    wait_until(&format!("{percent} % of the image on {}", node.name()), PATIENCE, || {
+        Ok(node.traffic()?.received_bytes >= wanted)
+    })
+}
+
+/// Pulls on every client at once and does `disturb` meanwhile; shows that it did so in mid-pull and that all pulls succeed.
+fn check_disturbed(pulls: &[(&dyn Client, &str)], image: &Image, disturb: impl FnOnce() -> Result<()>) -> Result<()> {
+    std::thread::scope(|scope| {
+        let pulling = scope.spawn(|| check_pulls(pulls, image));
+        let disturbed = disturb();
+        let ended_before = pulling.is_finished();
+        pulling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        disturbed?;
+        ensure!(!ended_before, "the pull had ended before it was disturbed");
+        Ok(())
+    })
+}
+
+fn containerd_loses_its_agent(bench: &Bench) -> Result<()> {
+    let image = image(bench)?;
+    let mut cluster = Cluster::start(bench, Plan::equal(1, RATE), &image, "org/app")?;
+    let node = std::sync::Arc::clone(&cluster.agents[0].node);
+    let containerd = Containerd::start(&node)?;
+    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[&format!("http://{FRONT}")])?;
+    let reference = format!("{HOST}/org/app:1");
+    check_disturbed(&[(&containerd, &reference)], &image, || {
+        wait_received(&node, &image, 30)?;
+        cluster.kill_agent(0)
+    })?;
+    check_fell_back(&cluster, &node)
+}
+
+fn dockerd_loses_its_agent(bench: &Bench) -> Result<()> {
+    let image = image(bench)?;
+    let plan = Plan { docker_hub: true, ..Plan::equal(1, RATE) };
+    let mut cluster = Cluster::start(bench, plan, &image, "library/app")?;
+    let node = std::sync::Arc::clone(&cluster.agents[0].node);
+    let ca = cluster.identity.as_ref().map(|identity| identity.ca.clone());
+    let docker =
+        Docker::start(&node, &DockerOptions { mirror: Some(format!("http://{FRONT}")), ca, ..Default::default() })?;
+    check_disturbed(&[(&docker, "docker.io/library/app:1")], &image, || {
+        wait_received(&node, &image, 30)?;
+        cluster.kill_agent(0)
+    })?;
+    check_fell_back(&cluster, &node)
+}
+
+/// A pull that ended without its agent got the rest from the upstream itself.
+fn check_fell_back(cluster: &Cluster, node: &Node) -> Result<()> {
+    let bytes = node.received_from(cluster.upstream.node())?;
+    ensure!(bytes > 1 << 20, "only {bytes} bytes came from the upstream");
+    Ok(())
+}
+
+fn agent_resumes(bench: &Bench) -> Result<()> {
+    let image = image(bench)?;
+    let mut cluster = Cluster::start(bench, Plan::equal(1, RATE), &image, "org/app")?;
+    let node = std::sync::Arc::clone(&cluster.agents[0].node);
+    let layer = &image.layers[1];
+    let file = node.dir().join("layer");
+    let get = || -> Result<Process> {
+        let mut curl = node.bounded("curl");
+        curl.args(["-sSf", "-o"]).arg(&file);
+        curl.arg(format!("http://{FRONT}/v2/org/app/blobs/{}?ns={HOST}", layer.digest));
+        node.start("curl", curl)
+    };
+    let mut first = get()?;
+    wait_until("half of the layer", PATIENCE, || Ok(2 * node.traffic()?.received_bytes >= layer.length))?;
+    cluster.kill_agent(0)?;
+    ensure!(!first.wait(PATIENCE)?, "the first download had ended before the agent was killed");
+
+    let received_before = node.traffic()?.received_bytes;
+    cluster.restart_agent(0)?;
+    ensure!(get()?.wait(PATIENCE)?, "the download after the restart failed");
+    let printed = node.run("sha256sum", &[&file.to_string_lossy()])?;
+    ensure!(format!("sha256:{printed}").starts_with(&layer.digest), "the layer is another: {printed}");
+    let received_after = node.traffic()?.received_bytes - received_before;
+    // What was in flight when it died comes again, and headers count.
+    let allowed = (layer.length - layer.length / 2) * 11 / 10 + (4 << 20);
+    ensure!(received_after <= allowed, "{received_after} bytes came after the restart, more than {allowed}");
+    Ok(())
+}
+
+fn tracker_and_origin_are_lost(bench: &Bench) -> Result<()> {
+    let image = image(bench)?;
+    let mut cluster = Cluster::start(bench, Plan::equal(3, RATE), &image, "org/app")?;
+    let node = std::sync::Arc::clone(&cluster.agents[0].node);
+    let mut all = Vec::new();
+    for agent in &cluster.agents {
+        let containerd = Containerd::start(&agent.node)?;
+        // Nothing listens at the server: what containerd gets, it gets from the agent.
+        containerd.set_hosts(HOST, "http://127.0.0.1:9", &[&format!("http://{FRONT}")])?;
+        all.push(containerd);
+    }
+    let reference = format!("{HOST}/org/app:1");
+    let pulls = all.iter().map(|client| (client as &dyn Client, reference.as_str())).collect::<Vec<_>>();
+    check_disturbed(&pulls, &image, || {
+        wait_received(&node, &image, 20)?;
+        cluster.tracker.kill_dash_9()?;
+        wait_received(&node, &image, 45)?;
+        cluster.origin.kill_dash_9()
+    })
+}
