@@ -32,7 +32,7 @@ pub(crate) struct Connection {
 }
 
 /// The half that brings us pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Down {
     /// Open pieces the peer has, over all torrents.
     pub(crate) wanted: u32,
@@ -41,6 +41,10 @@ pub(crate) struct Down {
     /// Pieces we may still request.
     pub(crate) allowance: u32,
     pub(crate) inflight: BTreeSet<(TorrentKey, BlockRef)>,
+    /// Pieces being asked of the peer.
+    pub(crate) pieces: u32,
+    /// How many pieces may be: grows with each that comes, falls when one is late.
+    pub(crate) depth: u32,
     /// Blocks given up that may still arrive.
     pub(crate) expired: BTreeSet<(Alias, WireBlock)>,
     /// When the last block came, or when the first of the present requests went out.
@@ -122,6 +126,26 @@ impl Connection {
     /// Nothing moves here and no torrent is shared: the first to go when room is needed.
     pub(crate) fn is_useless(&self) -> bool {
         self.members.is_empty() && self.down.inflight.is_empty() && self.up.queued_bytes == 0
+    }
+}
+
+/// Pieces asked at first of a peer that has not shown what it gives.
+const DEPTH_FIRST: u32 = 2;
+
+impl Default for Down {
+    fn default() -> Self {
+        Self {
+            wanted: 0,
+            interested: false,
+            allowance: 0,
+            inflight: BTreeSet::new(),
+            pieces: 0,
+            depth: DEPTH_FIRST,
+            expired: BTreeSet::new(),
+            progress_at: Time::ZERO,
+            rate: Rate::default(),
+            snubs: 0,
+        }
     }
 }
 

@@ -455,6 +455,9 @@ impl Swarm {
         for (id, conn) in &self.conns {
             assert_eq!(self.by_peer.get(&conn.peer.id), Some(id), "one connection per peer");
             assert_eq!(conn.down.wanted, conn.members.values().map(|m| m.wanted).sum::<u32>(), "wanted at {id:?}");
+            let holds = |torrent: &Torrent| torrent.active.values().filter(|a| a.holders().contains(id)).count();
+            let pieces: usize = self.torrents.values().map(holds).sum();
+            assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {id:?}");
             assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {id:?}");
             for (key, member) in &conn.members {
                 let torrent = &self.torrents[key];

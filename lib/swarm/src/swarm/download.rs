@@ -14,6 +14,8 @@ use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Vio
 
 /// How much of the measured rate is kept in flight, once that is more than a few pieces.
 const INFLIGHT_TIME: Duration = Duration::from_millis(500);
+/// Most pieces asked of one peer at a time; what is in flight in all is bounded by the configuration.
+const DEPTH_MAX: u32 = 256;
 /// After this many snubs in a row without a block a peer is given up.
 const SNUBS_MAX: u32 = 3;
 
@@ -43,8 +45,7 @@ impl Swarm {
             holding.rotate_left(from);
         }
         for conn in holding {
-            while self.has_room() {
-                let Some((key, piece)) = self.choose(conn) else { break };
+            while let Some((key, piece)) = self.choose(conn) {
                 self.request(conn, key, piece);
             }
         }
@@ -70,9 +71,10 @@ impl Swarm {
         let wanted: Vec<_> =
             state.members.iter().filter(|(_, member)| member.wanted > 0).map(|(&key, m)| (key, m.wanted)).collect();
         let total: u32 = wanted.iter().map(|(_, wanted)| wanted).sum();
-        if total == 0 || state.down.allowance == 0 {
+        if total == 0 || state.down.allowance == 0 || state.down.pieces >= state.down.depth {
             return None;
         }
+        let room = self.has_room();
         let mut at = if wanted.len() > 1 { self.rng.random_range(0..total) } else { 0 };
         let first = wanted.iter().position(|(_, wanted)| {
             let here = at < *wanted;
@@ -82,6 +84,9 @@ impl Swarm {
         let order = wanted.iter().cycle().skip(first).take(wanted.len()).map(|(key, _)| *key);
         for key in order {
             let torrent = &self.torrents[&key];
+            if !room && torrent.begun.is_empty() {
+                continue;
+            }
             let member = &self.conns[&conn].members[&key];
             let holds = |piece: &&PieceIndex| torrent.active.get(piece).is_some_and(|a| a.holders().contains(&conn));
             let asked: Vec<_> = torrent.begun.iter().filter(holds).copied().collect();
@@ -96,7 +101,9 @@ impl Swarm {
                 alone: torrent.leechers == 0,
                 reader_share: self.config.reader_share,
             };
-            if let Some(piece) = picker::pick(&view, &mut self.rng) {
+            // A second source for a late piece takes the room of the first.
+            let picked = picker::pick(&view, &mut self.rng).filter(|piece| room || torrent.begun.contains(piece));
+            if let Some(piece) = picked {
                 return Some((key, piece));
             }
         }
@@ -121,6 +128,7 @@ impl Swarm {
             self.requested_bytes += u64::from(block.length);
         }
         state.down.allowance -= 1;
+        state.down.pieces += 1;
         self.set_open(key, piece, false);
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
             let blocks = blocks.iter().copied().map(WireBlock::from).collect();
@@ -183,7 +191,13 @@ impl Swarm {
         self.set_open(key, piece, false);
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let Some(active) = torrent.active.get_mut(&piece) else { return };
-        active.stage = Stage::Verifying;
+        let Stage::Fetching { holders, .. } = std::mem::replace(&mut active.stage, Stage::Verifying) else { return };
+        for holder in holders {
+            if let Some(state) = self.conns.get_mut(&holder) {
+                state.down.pieces -= 1;
+                state.down.depth = (state.down.depth + 1).min(DEPTH_MAX);
+            }
+        }
         self.events.push_back(Event::PieceReceived { torrent: key, piece });
     }
 
@@ -305,7 +319,12 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let Some(active) = torrent.active.get_mut(&piece) else { return };
         let Stage::Fetching { received, holders } = &mut active.stage else { return };
-        holders.retain(|holder| *holder != conn);
+        if let Some(at) = holders.iter().position(|holder| *holder == conn) {
+            holders.swap_remove(at);
+            if let Some(state) = self.conns.get_mut(&conn) {
+                state.down.pieces -= 1;
+            }
+        }
         if !holders.is_empty() || received.iter().all(|got| *got) {
             return;
         }
@@ -339,6 +358,10 @@ impl Swarm {
         }
         for key in self.torrents.keys().copied().collect::<Vec<_>>() {
             for piece in self.torrents[&key].late(self.now) {
+                let holder = self.torrents[&key].active[&piece].holders().first().copied();
+                if let Some(state) = holder.and_then(|holder| self.conns.get_mut(&holder)) {
+                    state.down.depth = (state.down.depth / 2).max(1);
+                }
                 self.set_open(key, piece, true);
             }
         }

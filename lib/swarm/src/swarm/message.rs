@@ -1,10 +1,10 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, Role};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
 use crate::connection::{Connection, Member, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
-use crate::wire::{Alias, Message};
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
 impl Swarm {
@@ -109,6 +109,23 @@ impl Swarm {
         self.send(conn, Message::OpenTorrent { alias: key.alias(), digest, geometry, have });
     }
 
+    /// Tells a peer what we got between our OpenTorrent and its own: only members are told as it comes.
+    fn catch_up(&mut self, conn: ConnId, key: TorrentKey) {
+        let torrent = &self.torrents[&key];
+        let alias = key.alias();
+        if torrent.super_seed.is_some() {
+            return;
+        }
+        if !torrent.is_leech() {
+            self.send(conn, Message::HaveAll { alias });
+            return;
+        }
+        let pieces: Vec<u32> = torrent.have.iter().map(PieceIndex::get).collect();
+        for pieces in pieces.chunks(LIST_LENGTH_MAX) {
+            self.send(conn, Message::Have { alias, pieces: pieces.to_vec() });
+        }
+    }
+
     /// Tells a peer that we no longer take part.
     pub(super) fn send_close(&mut self, conn: ConnId, key: TorrentKey) {
         if self.conns.get_mut(&conn).is_some_and(|state| state.opened.remove(&key)) {
@@ -138,7 +155,11 @@ impl Swarm {
                 if self.torrents[&key].geometry != geometry {
                     return Err(Violation::GeometryMismatch);
                 }
-                self.send_open(conn, key);
+                if self.conns[&conn].opened.contains(&key) {
+                    self.catch_up(conn, key);
+                } else {
+                    self.send_open(conn, key);
+                }
                 self.attach(conn, alias, key);
             }
             None => self.events.push_back(Event::TorrentWanted(digest)),
@@ -193,7 +214,7 @@ impl Swarm {
         Ok(())
     }
 
-    fn member_has(&mut self, conn: ConnId, key: TorrentKey, piece: shoal_meta::PieceIndex) {
+    fn member_has(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
         let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
         let Some(member) = state.members.get_mut(&key) else { return };
         if !member.have.insert(piece) {

@@ -1,0 +1,301 @@
+//! Facts about a few swarms on ideal links.
+
+mod net;
+
+use std::time::Duration;
+
+use net::{Net, peer};
+use shoal_meta::{Bitfield, Role};
+use shoal_swarm::wire::{Message, WireBlock};
+use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, Violation};
+
+fn blocks_sent(net: &Net, from: usize) -> usize {
+    net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
+}
+
+#[test]
+fn a_leecher_gets_the_blob_from_a_seeder() {
+    let mut net = Net::new(2, 40);
+    net.seed(0);
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("complete", 10, |net| net.is_complete(1));
+    assert_eq!(blocks_sent(&net, 0), 40);
+    assert_eq!(net.duplicates, 0);
+}
+
+#[test]
+fn a_lone_leecher_keeps_the_path_full() {
+    let mut net = Net::new(2, 400);
+    net.seed(0);
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("complete", 60, |net| net.is_complete(1));
+    let ideal = 400.0 * 262_144.0 / net.rate;
+    let took = net.now.since(shoal_swarm::Time::ZERO).as_secs_f64();
+    assert!(took < ideal * 1.02, "{took} s for {ideal} s of bytes");
+}
+
+#[test]
+fn leechers_swap_pieces_so_that_the_origin_sends_about_one_copy() {
+    let mut net = Net::new(9, 200);
+    let full = Bitfield::full(&net.geometry);
+    let torrent = OpenTorrent { super_seed: true, ..net.torrent(full) };
+    net.nodes[0].open(net.now, torrent).unwrap();
+    (1..9).for_each(|node| {
+        net.leech(node);
+    });
+    net.connect_all();
+    net.run_until("all complete", 60, |net| (1..9).all(|node| net.is_complete(node)));
+    let copies = blocks_sent(&net, 0) as f64 / 200.0;
+    assert!(copies < 1.3, "the origin sent {copies} copies");
+    assert!(net.duplicates <= 16, "{} duplicates", net.duplicates);
+}
+
+#[test]
+fn the_same_seed_and_inputs_give_the_same_frames() {
+    let run = || {
+        let mut net = Net::new(5, 60);
+        net.seed(0);
+        (1..5).for_each(|node| {
+            net.leech(node);
+        });
+        net.connect_all();
+        net.run_until("all complete", 60, |net| (1..5).all(|node| net.is_complete(node)));
+        net.sent
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn pieces_without_a_known_hash_are_not_asked_for() {
+    let mut net = Net::new(2, 10);
+    net.seed(0);
+    let torrent = OpenTorrent { known: 3, ..net.torrent(Bitfield::empty(&net.geometry)) };
+    let key = net.nodes[1].open(net.now, torrent).unwrap();
+    net.connect(1, 0);
+    net.run_for(3);
+    assert_eq!(net.view(1).have, 3);
+    net.nodes[1].set_known(net.now, key, 10);
+    net.run_until("complete", 5, |net| net.is_complete(1));
+}
+
+#[test]
+fn a_piece_from_upstream_is_passed_on() {
+    let mut net = Net::new(2, 4);
+    let origin = net.leech(0);
+    net.leech(1);
+    net.connect(1, 0);
+    for piece in net.geometry.pieces().collect::<Vec<_>>() {
+        net.nodes[0].add_piece(net.now, origin, piece);
+        net.run_until("passed on", 5, |net| net.view(1).have == piece.get() + 1);
+    }
+}
+
+#[test]
+fn a_lone_reader_is_served_in_order() {
+    let mut net = Net::new(2, 64);
+    net.seed(0);
+    let key = net.leech(1);
+    let piece = net.geometry.piece(20).unwrap();
+    net.nodes[1].add_reader(net.now, key, piece).unwrap();
+    net.connect(1, 0);
+    net.run_until("complete", 10, |net| net.is_complete(1));
+    assert_eq!(net.verified[&1][..44], (20..64).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
+    let mut net = Net::new(3, 4);
+    net.seed(0);
+    net.seed(1);
+    net.leech(2);
+    net.connect(2, 1);
+    net.bad.extend(net.geometry.pieces().map(|piece| (2, piece)));
+    net.run_until("cut off", 5, |net| !net.disconnects.is_empty());
+    assert_eq!(net.disconnects[0], (2, 1, DisconnectReason::BadPiece));
+    net.bad.clear();
+    net.connect(2, 1);
+    net.run_for(1);
+    assert_eq!(net.disconnects[1], (2, 1, DisconnectReason::Banned));
+    net.connect(2, 0);
+    net.run_until("complete", 5, |net| net.is_complete(2));
+}
+
+#[test]
+fn a_silent_peer_delays_nobody_for_long() {
+    let mut net = Net::new(3, 40);
+    net.seed(0);
+    net.seed(1);
+    net.silent.insert(1);
+    net.leech(2);
+    net.connect_all();
+    net.run_until("complete", 6, |net| net.is_complete(2));
+}
+
+#[test]
+fn a_peer_that_never_sends_is_given_up() {
+    let mut net = Net::new(2, 40);
+    net.seed(0);
+    net.silent.insert(0);
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("given up", 60, |net| net.disconnects.contains(&(1, 0, DisconnectReason::Snubbed)));
+}
+
+#[test]
+fn losing_a_peer_in_mid_piece_loses_no_piece() {
+    let mut net = Net::new(3, 40);
+    net.seed(0);
+    net.seed(1);
+    net.leech(2);
+    net.connect_all();
+    net.run_until("begun", 5, |net| net.view(2).have > 5);
+    net.cut(2, 0);
+    net.run_until("complete", 10, |net| net.is_complete(2));
+}
+
+#[test]
+fn a_block_nobody_asked_for_costs_the_connection() {
+    let mut net = Net::new(2, 4);
+    net.seed(0);
+    net.leech(1);
+    let (at_leecher, _) = net.connect(1, 0);
+    net.run_until("begun", 5, |net| net.view(1).have == 4);
+    let header = shoal_swarm::wire::BlockHeader {
+        alias: shoal_swarm::wire::Alias(9),
+        block: WireBlock { piece: 0, offset: 0, length: 1 },
+    };
+    net.nodes[1].handle_block(net.now, at_leecher, header).unwrap_err();
+    assert!(matches!(net.nodes[1].poll_event(), Some(Event::Disconnect { .. })));
+}
+
+#[test]
+fn requests_beyond_the_allowance_are_rejected() {
+    let mut net = Net::new(2, 4);
+    net.seed(0);
+    let (at_leecher, _) = net.connect(1, 0);
+    let (digest, geometry) = (net.digest, net.geometry);
+    let alias = shoal_swarm::wire::Alias(7);
+    net.forge(1, at_leecher, Message::OpenTorrent { alias, digest, geometry, have: Bitfield::empty(&geometry) });
+    let blocks = vec![WireBlock { piece: 1, offset: 0, length: 262_144 }];
+    net.forge(1, at_leecher, Message::Request { alias, blocks: blocks.clone() });
+    net.run_for(1);
+    let rejected = |frame: &Frame| matches!(frame, Frame::Control(Message::Reject { blocks: b, .. }) if *b == blocks);
+    assert!(net.sent.iter().any(|(from, _, frame)| *from == 0 && rejected(frame)));
+    assert_eq!(blocks_sent(&net, 0), 0);
+}
+
+#[test]
+fn another_geometry_for_the_same_digest_costs_the_connection() {
+    let mut net = Net::new(2, 4);
+    net.seed(0);
+    let (at_leecher, _) = net.connect(1, 0);
+    let geometry = shoal_meta::Geometry::new(999, 262_144).unwrap();
+    let have = Bitfield::empty(&geometry);
+    let alias = shoal_swarm::wire::Alias(0);
+    net.forge(1, at_leecher, Message::OpenTorrent { alias, digest: net.digest, geometry, have });
+    net.run_for(1);
+    assert_eq!(net.disconnects, [(0, 1, DisconnectReason::Violation(Violation::GeometryMismatch))]);
+}
+
+#[test]
+fn when_both_ends_dial_one_connection_is_left() {
+    let mut net = Net::new(2, 4);
+    net.connect(0, 1);
+    net.connect(1, 0);
+    net.run_for(1);
+    assert_eq!((net.nodes[0].connections(), net.nodes[1].connections()), (1, 1));
+}
+
+#[test]
+fn connections_stay_within_their_limit() {
+    let config = Config { connections_soft_max: 2, connections_max: 3, ..Config::default() };
+    let mut net = Net::with(8, 4, config);
+    net.seed(0);
+    (1..8).for_each(|node| {
+        net.leech(node);
+        net.connect(node, 0);
+    });
+    net.run_for(1);
+    assert!(net.nodes[0].connections() <= 3);
+}
+
+#[test]
+fn a_peer_found_by_exchange_is_dialled() {
+    let mut net = Net::new(4, 400);
+    net.seed(0);
+    for node in 1..4 {
+        net.leech(node);
+        net.connect(node, 0);
+    }
+    net.run_until("peers met", 5, |net| (1..4).all(|node| net.nodes[node].connections() == 3));
+}
+
+#[test]
+fn without_a_tracker_neighbours_are_asked_who_has_the_blob() {
+    let mut net = Net::new(4, 8);
+    net.seed(3);
+    net.connect(2, 3);
+    net.connect(1, 2);
+    net.leech(2);
+    net.run_for(1);
+    net.leech(1);
+    net.run_until("found", 20, |net| net.is_complete(1));
+}
+
+#[test]
+fn tit_for_tat_completes_too() {
+    let config = Config { choke_policy: ChokePolicy::Reciprocal, ..Config::default() };
+    let mut net = Net::with(6, 100, config);
+    net.seed(0);
+    (1..6).for_each(|node| {
+        net.leech(node);
+    });
+    net.connect_all();
+    net.run_until("all complete", 120, |net| (1..6).all(|node| net.is_complete(node)));
+}
+
+#[test]
+fn a_seeder_without_leechers_becomes_idle() {
+    let mut net = Net::new(2, 4);
+    let key = net.seed(0);
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("idle", 90, |net| net.events.contains(&(0, Event::TorrentIdle(key))));
+    assert!(net.now.since(shoal_swarm::Time::ZERO) >= Duration::from_secs(60));
+}
+
+#[test]
+fn a_wanted_torrent_that_is_not_open_is_named() {
+    let mut net = Net::new(2, 4);
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("wanted", 5, |net| net.events.contains(&(0, Event::TorrentWanted(net.digest))));
+    net.seed(0);
+    net.run_until("complete", 5, |net| net.is_complete(1));
+}
+
+#[test]
+fn a_torrent_closed_in_mid_flight_leaves_nothing_behind() {
+    let mut net = Net::new(2, 100);
+    net.seed(0);
+    let key = net.leech(1);
+    net.connect(1, 0);
+    net.run_until("begun", 5, |net| net.view(1).have > 3);
+    net.nodes[1].close(net.now, key);
+    net.run_for(5);
+    assert!(net.disconnects.is_empty(), "{:?}", net.disconnects);
+    net.leech(1);
+    net.run_until("complete", 10, |net| net.is_complete(1));
+}
+
+#[test]
+fn dead_candidates_are_left_alone_for_a_while() {
+    let mut net = Net::new(1, 4);
+    let key = net.leech(0);
+    net.nodes[0].add_peers(net.now, key, &[peer(9, Role::Agent)]);
+    net.run_for(4);
+    let dials = net.events.iter().filter(|(_, event)| matches!(event, Event::Dial(_))).count();
+    assert!((1..=3).contains(&dials), "{dials} dials in 4 s");
+}
