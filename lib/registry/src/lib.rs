@@ -6,6 +6,7 @@
 //!
 //! Rules are those of the OCI distribution-spec 1.1 unless another source is named.
 
+pub mod embedded;
 pub mod error;
 pub mod path;
 pub mod range;

@@ -80,7 +80,7 @@ async fn open_once(
     known_length: Option<u64>,
 ) -> Result<Opened, UpstreamError> {
     let path = format!("blobs/{digest}");
-    let ask = Ask::new(access, Method::GET, &path, OciCode::BlobUnknown).from_offset(offset);
+    let ask = Ask::new(access, Method::GET, &path, OciCode::BlobUnknown).starting_at(offset);
     let response = upstream.ask(&ask).await?;
     let headers = response.headers();
     if text_header(headers, "content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {

@@ -44,7 +44,7 @@ fn offers(header: &str) -> Vec<Offer> {
     let mut rest = header;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let word_length = rest.find(|c: char| matches!(c, ' ' | '\t' | ',' | '=' | '"')).unwrap_or(rest.len());
+        let word_length = rest.find([' ', '\t', ',', '=', '"']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(word_length);
         if word.is_empty() {
             let mut skipped = after.chars();

@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_broken_file_is_refused_without_showing_its_values() {
-        for config in ["{", "[]", r#"{"auths":{"a":{"auth":"s3cret!"}}}"#, r#"{"auths":{"a":{"auth":"czNjcmV0IQ=="}}}"#]
+        for config in
+            ["{", "[1]", r#"{"auths":{"a":{"auth":"s3cret!"}}}"#, r#"{"auths":{"a":{"auth":"czNjcmV0IQ=="}}}"#]
         {
             let message = Credentials::parse(config).unwrap_err().to_string();
             assert!(!message.contains("s3cret!"), "{message}");

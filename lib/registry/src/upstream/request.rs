@@ -54,7 +54,7 @@ impl<'a> Ask<'a> {
     }
 
     /// Asks for the bytes from an offset on.
-    pub(super) fn from_offset(mut self, offset: u64) -> Self {
+    pub(super) fn starting_at(mut self, offset: u64) -> Self {
         self.range_from = offset;
         self
     }

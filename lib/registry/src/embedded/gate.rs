@@ -1,0 +1,80 @@
+//! Who may read from the embedded registry: Basic, or tokens of its own token service.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::time::Instant;
+
+use super::Auth;
+
+/// Tokens given out and not yet expired that are kept; more are refused.
+const TOKENS_MAX: usize = 100_000;
+
+#[derive(Debug)]
+pub(super) struct Gate {
+    auth: Auth,
+    /// Each token's scope and end.
+    tokens: Mutex<BTreeMap<String, (String, Instant)>>,
+}
+
+/// What the token service gives.
+pub(super) struct Token {
+    pub(super) token: String,
+    pub(super) lifetime_s: u64,
+}
+
+impl Gate {
+    pub(super) fn new(auth: Auth) -> Self {
+        Self { auth, tokens: Mutex::default() }
+    }
+
+    /// Lets a request for a repository through, or gives the challenge.
+    pub(super) fn check(&self, name: &str, authorization: Option<&str>, host: &str) -> Result<(), String> {
+        let scope = scope_of(name);
+        match &self.auth {
+            Auth::Basic { user, password } if authorization == Some(basic(user, password).as_str()) => Ok(()),
+            Auth::Basic { .. } => Err("Basic realm=\"embedded\"".to_owned()),
+            Auth::Token { .. } => {
+                let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+                let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+                match tokens.get(token) {
+                    Some((granted, until)) if *granted == scope && *until > Instant::now() => Ok(()),
+                    Some(_) | None => {
+                        Err(format!("Bearer realm=\"http://{host}/token\",service=\"embedded\",scope=\"{scope}\""))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives a token for the scope in the query of a request to `/token`.
+    pub(super) fn grant(&self, query: &str, authorization: Option<&str>) -> Option<Token> {
+        let Auth::Token { user, lifetime } = &self.auth else { return None };
+        if let Some((user, password)) = user
+            && authorization != Some(basic(user, password).as_str())
+        {
+            return None;
+        }
+        let scope =
+            query.split('&').find_map(|pair| pair.strip_prefix("scope="))?.replace("%3A", ":").replace("%2F", "/");
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        tokens.retain(|_, (_, until)| *until > now);
+        if tokens.len() >= TOKENS_MAX {
+            return None;
+        }
+        let token = format!("{:032x}", rand::random::<u128>());
+        tokens.insert(token.clone(), (scope, now + *lifetime));
+        Some(Token { token, lifetime_s: lifetime.as_secs() })
+    }
+}
+
+fn scope_of(name: &str) -> String {
+    format!("repository:{name}:pull")
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
