@@ -1,3 +1,166 @@
-//! The tracker: announces with leases, peer handout.
+//! The tracker: knows who has, or wants, which blob, and hands out peers. Soft state with leases; it may be restarted or
+//! lost at any time, and peers go on without it.
+//!
+//! [`run`] is the program `shoal tracker`; [`start`] embeds it. [`state`] holds every rule and no IO; [`service`] is the
+//! thin layer between it and gRPC. It must not know what blobs hold, nor the registry, nor how peers swap pieces.
 
+mod config;
+mod metrics;
+pub mod service;
 pub mod state;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shoal_kit::{Admin, AdminParts, serve_admin, shutdown};
+use shoal_proto::tracker::v1::tracker_server::TrackerServer;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+pub use config::Config;
+
+use service::{Grpc, REQUEST_LENGTH_MAX, Service};
+
+/// How long a shutdown may take: announces in flight are answered within it.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How often leases are looked at.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// Requests in flight on one connection; a peer has use for one.
+const STREAMS_PER_CONNECTION_MAX: u32 = 16;
+/// Connections beyond one for each peer: health checks, and peers that reconnect before their old connection is gone.
+const CONNECTIONS_SPARE: usize = 1_000;
+/// How often a silent connection is asked whether it lives, and how long it has to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running tracker. Dropping it does not stop it; the token given to [`start`] does.
+#[derive(Debug)]
+pub struct Running {
+    /// Where gRPC is served, with the real port.
+    pub addr: SocketAddr,
+    /// Where health, metrics and status are served, with the real port.
+    pub admin_addr: SocketAddr,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+    server: JoinHandle<anyhow::Result<()>>,
+    admin: Admin,
+}
+
+impl Running {
+    /// The tracker itself, for its sizes and counters.
+    #[must_use]
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Waits until the tracker has ended: by its token, within a few seconds of it, or by a failure.
+    ///
+    /// # Errors
+    /// When a server failed, or shutdown took too long.
+    pub async fn stopped(self) -> anyhow::Result<()> {
+        let Self { shutdown, server, admin, .. } = self;
+        let abort = server.abort_handle();
+        let both = async {
+            let served = server.await.context("the gRPC server failed")?;
+            shutdown.cancel();
+            admin.stopped().await;
+            served
+        };
+        let ended = shutdown::drained(&shutdown, DRAIN_MAX, both).await;
+        abort.abort();
+        ended?
+    }
+}
+
+/// Starts a tracker that runs until `shutdown` is cancelled. It is ready when this returns.
+///
+/// # Errors
+/// When the configuration is rejected or an address cannot be listened on.
+pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+    config.validate()?;
+    // Its own: a failure here ends this tracker, and not whatever embeds it.
+    let shutdown = shutdown.child_token();
+    let listening = TcpListener::bind(config.listen).await;
+    let listener = listening.with_context(|| format!("cannot listen on {} for gRPC (key `listen`)", config.listen))?;
+    let addr = listener.local_addr().context("cannot read the address listened on")?;
+    let (admin_listen, connections_max) = (config.admin_listen, config.peers_max + CONNECTIONS_SPARE);
+    let service = Arc::new(Service::new(config, rand::random()));
+    let admin = serve_admin(admin_listen, admin_parts(&service), shutdown.clone());
+    let admin = admin.await.context("key `admin_listen`")?;
+    let admin_addr = admin.address();
+    let server = tokio::spawn(serve(listener, connections_max, service.clone(), shutdown.clone()));
+    tracing::info!(%addr, %admin_addr, "tracker started");
+    Ok(Running { addr, admin_addr, service, shutdown, server, admin })
+}
+
+/// Runs a tracker until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or fails later.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    if let Err(error) = shoal_kit::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+    let shutdown = shutdown::on_signal().context("cannot listen for signals")?;
+    start(config, shutdown).await?.stopped().await?;
+    tracing::info!("tracker stopped");
+    Ok(())
+}
+
+fn admin_parts(service: &Arc<Service>) -> AdminParts {
+    let status = service.clone();
+    AdminParts {
+        registry: metrics::metrics(service).registry(),
+        ready: Box::new(|| Ok(())),
+        status: Box::new(move || {
+            let (sizes, counters) = (status.sizes(), status.counters());
+            serde_json::json!({
+                "peers": sizes.peers,
+                "torrents": sizes.torrents,
+                "memberships": sizes.memberships,
+                "memberships_seeding": sizes.seeding,
+                "announces": counters.announces,
+                "torrents_announced": counters.torrents_announced,
+                "peers_handed_out": counters.peers_handed_out,
+                "lease_expiries": counters.lease_expiries,
+            })
+        }),
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    connections_max: usize,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<TrackerServer<Grpc>>().await;
+    let tracker = TrackerServer::new(Grpc(service.clone())).max_decoding_message_size(REQUEST_LENGTH_MAX);
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .timeout(REQUEST_TIMEOUT)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .add_service(health_service)
+        .add_service(tracker)
+        .serve_with_incoming_shutdown(shoal_kit::incoming(listener, connections_max), shutdown.cancelled_owned());
+    tokio::select! {
+        served = server => served.context("the gRPC server failed"),
+        () = expire_leases(&service) => Ok(()),
+    }
+}
+
+/// Forgets peers whose lease has run out, for ever.
+async fn expire_leases(service: &Service) {
+    let mut ticks = tokio::time::interval(EXPIRE_INTERVAL);
+    loop {
+        let now = ticks.tick().await;
+        service.expire(now.into_std()).await;
+    }
+}
