@@ -1,0 +1,117 @@
+//! The origin's settings: one TOML file, laid over by flags and environment in the program, checked once at the start.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
+
+/// How an origin runs. Every key has a default that works.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where agents call the gRPC service. Default `0.0.0.0:7500`.
+    pub listen: SocketAddr,
+    /// Where peers connect. Default `0.0.0.0:7501`.
+    pub peer_listen: SocketAddr,
+    /// Where health, metrics and status are served. Default `0.0.0.0:7502`.
+    pub admin_listen: SocketAddr,
+    /// Where the origin is a plain pull-through registry over HTTP. Default `0.0.0.0:7503`.
+    pub http_listen: SocketAddr,
+    /// The address peers are told to dial. Default: `peer_listen`, with the address of the default route if it is
+    /// unspecified.
+    pub advertise: Option<SocketAddr>,
+    /// The directory of everything kept: blobs in `store/`, manifests in `manifests/`. Default `/var/lib/shoal/origin`.
+    pub root: PathBuf,
+    /// The most bytes of blobs kept. More saves fetching again what was pulled long ago. Default: 10 % of the disk,
+    /// at least 1 GiB, at most 50 GiB.
+    pub blobs_max: Option<ByteSize>,
+    /// Free space left to others on the same disk. Default `1GiB`.
+    pub free_floor: ByteSize,
+    /// The most bytes of manifests kept, 4 KiB each at least. Default `256MiB`.
+    pub manifests_max: ByteSize,
+    /// Trackers, as `http://host:port`. Default: none; agents then find peers through the origin's metainfo alone.
+    pub trackers: Vec<String>,
+    /// The most bytes per second sent to peers. Default: no limit.
+    pub upload_rate: Option<Rate>,
+    /// The most bytes per second received from peers; upstream does not count. Default: no limit.
+    pub download_rate: Option<Rate>,
+    /// The failure zone the origin stands in. Default: none.
+    pub zone: String,
+    /// The rack inside the zone. Default: none.
+    pub rack: String,
+    /// How long a tag is good before upstream is asked again by HEAD. Longer spares upstream and shows a moved tag
+    /// later. Default `30s`.
+    pub tag_ttl: HumanDuration,
+    /// How many blobs are fetched from upstream at a time. Each takes up to 8 MiB of memory. Default 8.
+    pub fetches_max: usize,
+    /// How upstream registries are reached.
+    pub upstream: shoal_registry::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let on_port = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self {
+            listen: on_port(7500),
+            peer_listen: on_port(7501),
+            admin_listen: on_port(7502),
+            http_listen: on_port(7503),
+            advertise: None,
+            root: PathBuf::from("/var/lib/shoal/origin"),
+            blobs_max: None,
+            free_floor: ByteSize::gib(1),
+            manifests_max: ByteSize::mib(256),
+            trackers: Vec::new(),
+            upload_rate: None,
+            download_rate: None,
+            zone: String::new(),
+            rack: String::new(),
+            tag_ttl: HumanDuration(Duration::from_secs(30)),
+            fetches_max: 8,
+            upstream: shoal_registry::Config::default(),
+        }
+    }
+}
+
+/// The most blobs fetched at a time that a configuration may allow: 8 GiB of memory.
+const FETCHES_MAX: usize = 1024;
+
+impl Config {
+    /// Checks what a type alone cannot hold.
+    ///
+    /// # Errors
+    /// Names the key, the value given and the values accepted.
+    pub fn validate(&self) -> Result<(), Rejected> {
+        if !(1..=FETCHES_MAX).contains(&self.fetches_max) {
+            return Err(Rejected::new("fetches_max", self.fetches_max, "1 to 1024"));
+        }
+        for label in [&self.zone, &self.rack] {
+            if label.len() > 63 {
+                return Err(Rejected::new("zone, rack", label, "at most 63 bytes"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config: Config = shoal_kit::config::parse("", "origin.toml".as_ref()).unwrap();
+        assert_eq!(config.listen, Config::default().listen);
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn a_rejected_value_names_its_key() {
+        let config = Config { fetches_max: 0, ..Config::default() };
+        assert_eq!(config.validate().unwrap_err().key, "fetches_max");
+        let unknown = shoal_kit::config::parse::<Config>("tag_tll = \"1s\"", "origin.toml".as_ref()).unwrap_err();
+        assert!(unknown.to_string().contains("tag_tll"), "{unknown}");
+    }
+}

@@ -1,0 +1,99 @@
+//! The gRPC service agents call: metainfo, manifests and authorisation. Thin: it checks what came in, asks the rooms
+//! behind it, and turns their errors into statuses. Payload bytes never pass here.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use shoal_meta::{Digest, PeerInfo};
+use shoal_proto::origin::v1::origin_server::Origin;
+use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
+use shoal_registry::{Access, Reference, Repository, Secret};
+use tonic::{Request, Response, Status};
+
+use crate::gate::Kind;
+use crate::metainfo;
+use crate::rooms::Rooms;
+
+/// The longest `Authorization` header passed on, in bytes.
+const AUTHORIZATION_LENGTH_MAX: usize = 16 * 1024;
+/// The most metainfo streams open at a time; agents keep one for each blob that still grows.
+const STREAMS_MAX: i64 = 64 * 1024;
+
+/// The service.
+pub(crate) struct Service {
+    pub(crate) rooms: Rooms,
+    pub(crate) peer: PeerInfo,
+}
+
+#[tonic::async_trait]
+impl Origin for Service {
+    type MetainfoStream = Pin<Box<dyn Stream<Item = Result<MetainfoUpdate, Status>> + Send>>;
+
+    async fn resolve(
+        &self,
+        request: Request<proto::ResolveRequest>,
+    ) -> Result<Response<proto::ResolveResponse>, Status> {
+        let request = request.into_inner();
+        let access = access_of(request.access)?;
+        let reference: Reference = request.reference.parse().map_err(invalid)?;
+        let resolved = self.rooms.manifests.resolve(&access, &reference, request.head, &request.accept).await;
+        let resolved = resolved.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::ResolveResponse {
+            digest: resolved.manifest.digest.to_string(),
+            media_type: resolved.manifest.media_type,
+            length_bytes: resolved.manifest.length,
+            content: resolved.manifest.content.into(),
+            stale: resolved.stale,
+        }))
+    }
+
+    async fn metainfo(
+        &self,
+        request: Request<proto::MetainfoRequest>,
+    ) -> Result<Response<Self::MetainfoStream>, Status> {
+        let request = request.into_inner();
+        let access = access_of(request.access)?;
+        let digest: Digest = request.digest.parse().map_err(invalid)?;
+        let streams = &self.rooms.metrics.streams;
+        if streams.get() >= STREAMS_MAX {
+            return Err(Status::unavailable("as many metainfo streams as allowed are open"));
+        }
+        let holding = self.rooms.ingests.open(&access, &digest).await.map_err(|error| error.to_status())?;
+        let stream = metainfo::stream(holding, request.first_piece, &self.peer, streams)?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn authorize(
+        &self,
+        request: Request<proto::AuthorizeRequest>,
+    ) -> Result<Response<proto::AuthorizeResponse>, Status> {
+        let request = request.into_inner();
+        let access = access_of(request.access)?;
+        let digest: Digest = request.digest.parse().map_err(invalid)?;
+        let kind = if self.rooms.manifests.holds(&digest) {
+            Kind::Manifest
+        } else if self.rooms.ingests.holds(&digest) {
+            Kind::Blob
+        } else {
+            Kind::Either
+        };
+        let valid = self.rooms.authorizer.check(&access, kind, &digest).await.map_err(|error| error.to_status())?;
+        let valid_ms = u32::try_from(valid.as_millis()).unwrap_or(u32::MAX);
+        Ok(Response::new(proto::AuthorizeResponse { valid_ms }))
+    }
+}
+
+fn access_of(access: Option<proto::Access>) -> Result<Access, Status> {
+    let access = access.ok_or_else(|| Status::invalid_argument("the field access is missing"))?;
+    if access.authorization.len() > AUTHORIZATION_LENGTH_MAX {
+        return Err(Status::invalid_argument("the authorization is longer than 16 KiB"));
+    }
+    let repository = Repository::new(&access.registry, &access.repository).map_err(invalid)?;
+    let authorization = (!access.authorization.is_empty()).then(|| Secret::new(access.authorization));
+    Ok(Access { repository, authorization })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+fn invalid(error: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(error.to_string())
+}

@@ -1,0 +1,366 @@
+//! Blobs from upstream into the swarm, each fetched once however many ask: one HTTP body at a time per digest, cut into
+//! pieces, hashed and written in order through the peer node, so that peers swap what has arrived while the rest comes.
+//!
+//! The gRPC service and the HTTP front ask [`Ingests::open`]; both follow the [`Ingest`] they get. What arrived stays on
+//! disk when upstream fails, and the next request goes on from there. Nothing here knows of HTTP answers or messages.
+//!
+//! Memory: two pieces for each blob being fetched, one that is written and one that arrives, from one bounded pool.
+
+mod fetch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use shoal_meta::{Digest, Geometry, PieceHash, PieceIndex};
+use shoal_peer::{Node, Torrent};
+use shoal_registry::{Access, BlobBody, UpstreamError};
+use shoal_store::{Blob, BufferPool, Partial, PartialError, Store};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::authorize::Authorizer;
+use crate::error::OriginError;
+use crate::flight::{Flights, Turn};
+use crate::gate::{Gate, Kind};
+use crate::lock;
+use crate::metrics::OriginMetrics;
+use crate::recent::Recent;
+
+/// How long a request waits for its turn when as many blobs as allowed are being fetched.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a blob that upstream serves wrongly is refused without asking again.
+const WRONG_CONTENT_TTL: Duration = Duration::from_secs(60);
+/// The most of those remembered.
+const WRONG_CONTENT_MAX: usize = 1024;
+/// How often a caller tries for itself after sharing in the refusal of another.
+const TRIES: usize = 3;
+
+/// Everything the origin holds or fetches. A cheap handle.
+#[derive(Clone)]
+pub(crate) struct Ingests(Arc<Inner>);
+
+struct Inner {
+    gate: Arc<Gate>,
+    authorizer: Arc<Authorizer>,
+    store: Store,
+    node: Node,
+    metrics: OriginMetrics,
+    turns: Arc<Semaphore>,
+    pool: BufferPool,
+    opening: Flights<Digest, Result<Holding, OriginError>>,
+    open: Mutex<HashMap<Digest, Arc<Ingest>>>,
+    wrong: Mutex<Recent<Digest, Instant>>,
+}
+
+/// A blob that can be served.
+#[derive(Clone)]
+pub(crate) enum Holding {
+    /// The blob without bytes; it has no pieces and is never stored.
+    Empty,
+    /// Committed: all of it is here.
+    Whole(Blob),
+    /// Being fetched from upstream.
+    Growing(Arc<Ingest>),
+}
+
+/// A blob being fetched from upstream.
+pub(crate) struct Ingest {
+    digest: Digest,
+    partial: Partial,
+    torrent: Torrent,
+    /// The hashes of pieces `0..len`. Grows only, and before `progress` says so.
+    hashes: RwLock<Vec<PieceHash>>,
+    progress: watch::Sender<Progress>,
+    /// The last caller known to be let in: its credentials take over when those of the first have expired.
+    access: Mutex<Access>,
+}
+
+/// How far an [`Ingest`] is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// How many pieces' hashes are known, from the first.
+    pub(crate) known: u32,
+    /// How many pieces are on disk, from the first without a gap.
+    pub(crate) ready: u32,
+    /// How it ended; nothing changes after.
+    pub(crate) end: Option<Result<Blob, OriginError>>,
+}
+
+/// One line of the status page.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct IngestStatus {
+    digest: String,
+    length_bytes: u64,
+    pieces: u32,
+    ready: u32,
+}
+
+impl Ingests {
+    /// `fetches_max` blobs are fetched at a time; their buffers take up to 8 MiB each.
+    pub(crate) fn new(
+        gate: Arc<Gate>,
+        authorizer: Arc<Authorizer>,
+        store: Store,
+        node: Node,
+        fetches_max: usize,
+        metrics: OriginMetrics,
+    ) -> Self {
+        let pool = BufferPool::new(fetches_max.saturating_mul(2 * shoal_meta::PIECE_LENGTH_MAX as usize));
+        Self(Arc::new(Inner {
+            gate,
+            authorizer,
+            store,
+            node,
+            metrics,
+            turns: Arc::new(Semaphore::new(fetches_max)),
+            pool,
+            opening: Flights::new(),
+            open: Mutex::default(),
+            wrong: Mutex::new(Recent::new(WRONG_CONTENT_MAX)),
+        }))
+    }
+
+    /// Gives a blob to a caller that may have it, and starts fetching it if it is not here. Returns when its length is
+    /// known.
+    pub(crate) async fn open(&self, access: &Access, digest: &Digest) -> Result<Holding, OriginError> {
+        let inner = &self.0;
+        for _ in 0..TRIES {
+            if let Some(holding) = inner.held(digest) {
+                inner.metrics.cache_requests.with_label_values(&["blob", "hit"]).inc();
+                inner.authorizer.check(access, Kind::Blob, digest).await?;
+                return Ok(holding.with_access(access));
+            }
+            inner.metrics.cache_requests.with_label_values(&["blob", "miss"]).inc();
+            // Upstream's answer to the fetch is the check of the one it was made for: a miss costs no round trip more.
+            let job = begin(Arc::clone(inner), access.clone(), *digest);
+            let (answer, turn) = inner.opening.run(*digest, job).await.map_err(|_| OriginError::Lost)?;
+            match (answer, turn) {
+                (Ok(holding), Turn::Started) => return Ok(holding),
+                (Ok(holding), Turn::Joined) => {
+                    inner.authorizer.check(access, Kind::Blob, digest).await?;
+                    return Ok(holding.with_access(access));
+                }
+                // Its own credentials decide, before it tries itself.
+                (Err(error), Turn::Joined) if error.is_about_the_caller() => {
+                    inner.authorizer.check(access, Kind::Blob, digest).await?;
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Err(OriginError::Busy("too many callers are refused this blob"))
+    }
+
+    /// The length of a blob for a caller that may have it; does not fetch it.
+    pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, OriginError> {
+        let Some(holding) = self.0.held(digest) else {
+            let length = self.0.gate.blob_length(access, digest).await?;
+            self.0.authorizer.note_given(access, digest);
+            return Ok(length);
+        };
+        self.0.authorizer.check(access, Kind::Blob, digest).await?;
+        Ok(holding.length())
+    }
+
+    /// Whether the blob is here or on its way, whoever may have it.
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.0.store.contains(digest) || lock(&self.0.open).contains_key(digest)
+    }
+
+    /// The blobs being fetched.
+    pub(crate) fn status(&self) -> Vec<IngestStatus> {
+        let open = lock(&self.0.open);
+        let mut all: Vec<_> = open.values().map(|ingest| ingest.status()).collect();
+        all.sort_by(|a, b| a.digest.cmp(&b.digest));
+        all
+    }
+}
+
+impl Inner {
+    fn held(&self, digest: &Digest) -> Option<Holding> {
+        if let Some(ingest) = lock(&self.open).get(digest) {
+            return Some(Holding::Growing(Arc::clone(ingest)));
+        }
+        if let Some(blob) = self.store.blob(digest) {
+            return Some(Holding::Whole(blob));
+        }
+        let mut hasher = digest.hasher();
+        hasher.update(&[]);
+        (hasher.finish() == *digest).then_some(Holding::Empty)
+    }
+
+    fn refused_lately(&self, digest: &Digest) -> bool {
+        lock(&self.wrong).get(digest).is_some_and(|at| at.elapsed() < WRONG_CONTENT_TTL)
+    }
+}
+
+/// Opens the blob upstream and here, and leaves it to a task of its own.
+async fn begin(inner: Arc<Inner>, access: Access, digest: Digest) -> Result<Holding, OriginError> {
+    if let Some(holding) = inner.held(&digest) {
+        inner.authorizer.check(&access, Kind::Blob, &digest).await?;
+        return Ok(holding);
+    }
+    if inner.refused_lately(&digest) {
+        return Err(OriginError::WrongContent(digest));
+    }
+    let turn = tokio::time::timeout(TURN_PATIENCE, Arc::clone(&inner.turns).acquire_owned()).await;
+    let turn = turn.map_err(|_| OriginError::Busy("as many blobs as allowed are being fetched"))?;
+    let turn = turn.map_err(|_| OriginError::Lost)?;
+    let (partial, body) = match open_upstream(&inner, &access, &digest).await? {
+        Opened::Partial(partial, body) => (partial, body),
+        Opened::Whole(blob) => return Ok(Holding::Whole(blob)),
+    };
+    inner.authorizer.note_given(&access, &digest);
+    let torrent = inner.node.join(partial.clone()).await.map_err(OriginError::local)?;
+    let ingest = Arc::new(Ingest::new(partial, torrent, access));
+    lock(&inner.open).insert(digest, Arc::clone(&ingest));
+    let landing = Landing { inner: Arc::clone(&inner), ingest: Arc::clone(&ingest), _turn: turn };
+    tokio::spawn(fetch::run(landing, body));
+    Ok(Holding::Growing(ingest))
+}
+
+enum Opened {
+    /// With the body from the first piece missing.
+    Partial(Partial, BlobBody),
+    Whole(Blob),
+}
+
+/// Asks upstream for the blob from the first piece that is missing here; its answer is the caller's check.
+async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Result<Opened, OriginError> {
+    // What was left behind by an earlier run tells where to go on; its length must be known to open it.
+    let resumes = inner.store.resumable().contains(digest);
+    let (length, body) = match resumes {
+        true => (inner.gate.blob_length(access, digest).await?, None),
+        false => {
+            let body = inner.gate.blob(access, digest, 0).await?;
+            (body.length, Some(body))
+        }
+    };
+    let geometry = Geometry::for_length(length)
+        .map_err(|error| UpstreamError::Protocol(format!("the blob of {length} bytes cannot be cut: {error}")))?;
+    let partial = match inner.store.partial(*digest, geometry).await {
+        Ok(partial) => partial,
+        Err(PartialError::Committed(blob)) => return Ok(Opened::Whole(blob)),
+        Err(error) => return Err(OriginError::local(error)),
+    };
+    let have = partial.recheck().await.map_err(OriginError::local)?;
+    let offset = offset_of(&geometry, have.first_missing(0));
+    let body = match body {
+        Some(body) if offset == 0 => body,
+        Some(_) | None => inner.gate.blob(access, digest, offset).await?,
+    };
+    if body.length != length {
+        return Err(UpstreamError::Protocol(format!("the blob has {} bytes and had {length}", body.length)).into());
+    }
+    Ok(Opened::Partial(partial, body))
+}
+
+/// Where a piece begins, or the end of the blob if there is none.
+fn offset_of(geometry: &Geometry, piece: Option<u32>) -> u64 {
+    piece.and_then(|piece| geometry.piece(piece)).map_or(geometry.length(), |piece| geometry.piece_range(piece).start)
+}
+
+/// Takes the ingest off the list and tells how it ended, also when its task panics.
+struct Landing {
+    inner: Arc<Inner>,
+    ingest: Arc<Ingest>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Landing {
+    fn land(self, end: Result<Blob, OriginError>) {
+        // The list first: whoever hears of the end and asks again starts afresh.
+        lock(&self.inner.open).remove(&self.ingest.digest);
+        self.ingest.progress.send_modify(|progress| progress.end = Some(end));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut open = lock(&self.inner.open);
+        if open.get(&self.ingest.digest).is_some_and(|ingest| Arc::ptr_eq(ingest, &self.ingest)) {
+            open.remove(&self.ingest.digest);
+        }
+        drop(open);
+        let _ = self.ingest.progress.send_if_modified(|progress| {
+            let lost = progress.end.is_none();
+            progress.end.get_or_insert(Err(OriginError::Lost));
+            lost
+        });
+    }
+}
+
+impl Ingest {
+    fn new(partial: Partial, torrent: Torrent, access: Access) -> Self {
+        let hashes = partial.metainfo().hashes().to_vec();
+        let pieces = partial.geometry().piece_count();
+        let ready = partial.have().first_missing(0).unwrap_or(pieces);
+        let known = u32::try_from(hashes.len()).unwrap_or(pieces);
+        let (progress, _) = watch::channel(Progress { known, ready, end: None });
+        let digest = partial.digest();
+        Self { digest, partial, torrent, hashes: RwLock::new(hashes), progress, access: Mutex::new(access) }
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.partial.geometry()
+    }
+
+    /// Where verified bytes are read from; stays readable after the end if that was good.
+    pub(crate) fn partial(&self) -> &Partial {
+        &self.partial
+    }
+
+    /// Follows the ingest.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// The hashes of up to `count` pieces from `first` on, as far as they are known.
+    pub(crate) fn hashes(&self, first: u32, count: usize) -> Vec<PieceHash> {
+        let hashes = self.hashes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        hashes.iter().skip(first as usize).take(count).copied().collect()
+    }
+
+    /// A piece is on disk: its hash is published.
+    fn publish(&self, piece: PieceIndex, hash: PieceHash) {
+        let mut hashes = self.hashes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if hashes.len() == piece.index() {
+            hashes.push(hash);
+        }
+        let known = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+        drop(hashes);
+        self.progress.send_modify(|progress| {
+            progress.known = known;
+            progress.ready = progress.ready.max(piece.get() + 1);
+        });
+    }
+
+    fn status(&self) -> IngestStatus {
+        let geometry = self.geometry();
+        IngestStatus {
+            digest: self.digest.to_string(),
+            length_bytes: geometry.length(),
+            pieces: geometry.piece_count(),
+            ready: self.progress.borrow().ready,
+        }
+    }
+}
+
+impl Holding {
+    /// The blob's length in bytes.
+    pub(crate) fn length(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Whole(blob) => blob.length(),
+            Self::Growing(ingest) => ingest.geometry().length(),
+        }
+    }
+
+    /// Lends the credentials of a caller that was let in to the ingest.
+    fn with_access(self, access: &Access) -> Self {
+        if let Self::Growing(ingest) = &self {
+            *lock(&ingest.access) = access.clone();
+        }
+        self
+    }
+}

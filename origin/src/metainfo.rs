@@ -1,0 +1,151 @@
+//! The metainfo stream of one blob, which grows while the blob is fetched: a header, hashes as pieces come, and the word
+//! that the whole digest was checked. Made for each caller by the gRPC service.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::Stream;
+use prometheus::IntGauge;
+use shoal_meta::{PeerInfo, PieceHash};
+use shoal_proto::origin::v1::MetainfoUpdate;
+use shoal_proto::origin::v1::metainfo_update::{Complete, Header, PieceHashes, Update};
+use shoal_proto::peer_to_proto;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::error::OriginError;
+use crate::ingest::{Holding, Progress};
+
+/// Hashes that come within this time after others travel in one message.
+const COALESCE: Duration = Duration::from_millis(20);
+/// The most hashes in one message: 64 KiB of them.
+const HASHES_MAX: usize = 2048;
+
+/// One caller's stream.
+struct Feed {
+    /// Taken by the first message.
+    header: Option<Header>,
+    source: Source,
+    next: u32,
+    pieces: u32,
+    sent: Option<Instant>,
+    ended: bool,
+    _open: OpenStream,
+}
+
+enum Source {
+    /// The hashes not sent yet of a blob that is whole.
+    Whole(VecDeque<PieceHash>),
+    Growing(std::sync::Arc<crate::ingest::Ingest>, watch::Receiver<Progress>),
+}
+
+/// Counts a stream while it is open.
+struct OpenStream(IntGauge);
+
+/// Streams the metainfo of a blob from a piece on; `origin` seeds it.
+///
+/// # Errors
+/// When the blob has fewer pieces than the caller says it knows.
+pub(crate) fn stream(
+    holding: Holding,
+    first_piece: u32,
+    origin: &PeerInfo,
+    streams: &IntGauge,
+) -> Result<impl Stream<Item = Result<MetainfoUpdate, Status>> + Send + use<>, Status> {
+    let geometry = match &holding {
+        Holding::Empty => None,
+        Holding::Whole(blob) => Some(blob.geometry()),
+        Holding::Growing(ingest) => Some(ingest.geometry()),
+    };
+    let pieces = geometry.map_or(0, |geometry| geometry.piece_count());
+    if first_piece > pieces {
+        return Err(Status::invalid_argument(format!("the blob has {pieces} pieces, not {first_piece}")));
+    }
+    let header = Header {
+        length_bytes: holding.length(),
+        piece_length_bytes: geometry.map_or(0, |geometry| geometry.piece_length()),
+        origin: Some(peer_to_proto(origin)),
+    };
+    let source = match holding {
+        Holding::Empty => Source::Whole(VecDeque::new()),
+        Holding::Whole(blob) => {
+            Source::Whole(blob.metainfo().hashes().iter().skip(first_piece as usize).copied().collect())
+        }
+        Holding::Growing(ingest) => {
+            let progress = ingest.progress();
+            Source::Growing(ingest, progress)
+        }
+    };
+    streams.inc();
+    let feed = Feed {
+        header: Some(header),
+        source,
+        next: first_piece,
+        pieces,
+        sent: None,
+        ended: false,
+        _open: OpenStream(streams.clone()),
+    };
+    Ok(futures_util::stream::unfold(feed, |mut feed| async move {
+        let update = feed.next().await?;
+        Some((update.map_err(|error| error.to_status()), feed))
+    }))
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<Result<MetainfoUpdate, OriginError>> {
+        if self.ended {
+            return None;
+        }
+        let update = match self.header.take() {
+            Some(header) => Ok(Update::Header(header)),
+            None => self.follow().await,
+        };
+        self.ended = matches!(update, Err(_) | Ok(Update::Complete(_)));
+        Some(update.map(|update| MetainfoUpdate { update: Some(update) }))
+    }
+
+    /// The next hashes, or how it ended.
+    async fn follow(&mut self) -> Result<Update, OriginError> {
+        let hashes = match &mut self.source {
+            Source::Whole(rest) => rest.drain(..rest.len().min(HASHES_MAX)).collect(),
+            Source::Growing(ingest, progress) => {
+                let (next, pieces) = (self.next, self.pieces);
+                if next < pieces {
+                    let some = progress.wait_for(|now| now.known > next || now.end.is_some()).await;
+                    some.map_err(|_| OriginError::Lost)?;
+                    if let Some(sent) = self.sent {
+                        let more = progress.wait_for(|now| now.known == pieces || now.end.is_some());
+                        let _ = tokio::time::timeout_at(sent + COALESCE, more).await;
+                    }
+                }
+                ingest.hashes(next, HASHES_MAX)
+            }
+        };
+        if hashes.is_empty() {
+            return self.end().await;
+        }
+        let first_piece = self.next;
+        self.next += u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+        self.sent = Some(Instant::now());
+        Ok(Update::Hashes(PieceHashes { first_piece, sha256: hashes.iter().flat_map(|hash| hash.0).collect() }))
+    }
+
+    /// Every hash there is has been sent: waits for the check of the whole digest.
+    async fn end(&mut self) -> Result<Update, OriginError> {
+        let Source::Growing(_, progress) = &mut self.source else { return Ok(Update::Complete(Complete {})) };
+        let ended = progress.wait_for(|now| now.end.is_some()).await.map_err(|_| OriginError::Lost)?;
+        match &ended.end {
+            Some(Ok(_)) => Ok(Update::Complete(Complete {})),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(OriginError::Lost),
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,222 @@
+//! Puts the origin together, starts its servers and ends them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shoal_kit::{AdminParts, Metrics, serve_admin, shutdown};
+use shoal_meta::{PeerInfo, Role, Topology};
+use shoal_peer::Node;
+use shoal_proto::origin::v1::origin_server::OriginServer;
+use shoal_registry::Upstream;
+use shoal_store::{Budget, Store};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::authorize::Authorizer;
+use crate::gate::Gate;
+use crate::grpc::Service;
+use crate::ingest::Ingests;
+use crate::manifests::Manifests;
+use crate::metrics::OriginMetrics;
+use crate::rooms::Rooms;
+use crate::shelf::Shelf;
+use crate::{Config, front};
+
+/// How long what is being answered may take to end after shutdown began.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often agents' connections are checked for life.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A running origin. Dropping it does not stop it; its shutdown token does.
+pub struct Running {
+    /// Where the gRPC service listens.
+    pub grpc_addr: SocketAddr,
+    /// Where the registry front listens.
+    pub http_addr: SocketAddr,
+    /// Where health, metrics and status are served.
+    pub admin_addr: SocketAddr,
+    /// The origin as a peer.
+    pub peer: PeerInfo,
+    node: Node,
+    metrics: OriginMetrics,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// What an origin has moved since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes of blobs that came from upstream.
+    pub upstream_bytes: u64,
+    /// Blobs fetched from upstream and committed.
+    pub blobs_ingested: u64,
+    /// Payload bytes sent to peers.
+    pub peer_sent_bytes: u64,
+    /// Bytes of blobs sent by the registry front.
+    pub http_sent_bytes: u64,
+}
+
+/// Starts an origin, which runs until `shutdown` is cancelled.
+///
+/// # Errors
+/// When the configuration is refused, an address is taken, or the disk cannot be used.
+pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+    config.validate()?;
+    let kit = Metrics::new("origin");
+    let metrics = OriginMetrics::new(&kit);
+    let budget =
+        Budget { bytes_max: config.blobs_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
+    let store = Store::open(shoal_store::Config { root: config.root.join("store"), budget }).await?;
+    let shelf = Shelf::open(config.root.join("manifests"), config.manifests_max.get())
+        .await
+        .with_context(|| format!("cannot open the manifests in {}", config.root.join("manifests").display()))?;
+    let upstream = Upstream::new(config.upstream.clone())?;
+    let grpc = bind(config.listen, "listen").await?;
+    let http = bind(config.http_listen, "http_listen").await?;
+    let (grpc_addr, http_addr) = (grpc.local_addr()?, http.local_addr()?);
+    let node = Node::start(peer_config(&config), store.clone(), shutdown.clone()).await?;
+
+    let gate = Arc::new(Gate::new(upstream, metrics.clone()));
+    let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), metrics.clone()));
+    let tag_ttl = config.tag_ttl.0;
+    let manifests = Manifests::new(Arc::clone(&gate), Arc::clone(&authorizer), shelf, tag_ttl, metrics.clone());
+    let ingests = Ingests::new(
+        Arc::clone(&gate),
+        Arc::clone(&authorizer),
+        store.clone(),
+        node.clone(),
+        config.fetches_max,
+        metrics.clone(),
+    );
+    let rooms = Rooms { gate, authorizer, manifests: Arc::new(manifests), ingests, metrics: metrics.clone() };
+
+    observe(&kit, &store, &node);
+    let admin = serve_admin(config.admin_listen, admin(&kit, &rooms, store, node.clone()), shutdown.clone()).await?;
+    let admin_addr = admin.address();
+    let tasks = TaskTracker::new();
+    tasks.spawn(admin.stopped());
+    tasks.spawn(front::serve(http, rooms.clone(), shutdown.clone()));
+    tasks.spawn(serve_grpc(grpc, Service { rooms, peer: node.info() }, shutdown.clone()));
+    tasks.close();
+    let peer = node.info();
+    tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");
+    Ok(Running { grpc_addr, http_addr, admin_addr, peer, node, metrics, tasks, shutdown })
+}
+
+/// Runs an origin until a signal ends the program.
+///
+/// # Errors
+/// As [`start`] says.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = shutdown::on_signal()?;
+    start(config, shutdown).await?.stopped().await;
+    Ok(())
+}
+
+impl Running {
+    /// What it has moved so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            upstream_bytes: self.metrics.upstream_bytes.get(),
+            blobs_ingested: self.metrics.blobs.with_label_values(&["ingested"]).get(),
+            peer_sent_bytes: self.node.status().sent_bytes,
+            http_sent_bytes: self.metrics.http_body_bytes.get(),
+        }
+    }
+
+    /// Waits for the end: after the shutdown token is cancelled, what is being answered has ten seconds.
+    pub async fn stopped(self) {
+        let ended = async {
+            self.tasks.wait().await;
+            self.node.stopped().await;
+        };
+        if let Err(error) = shutdown::drained(&self.shutdown, DRAIN, ended).await {
+            tracing::warn!(%error, "origin stopped before everything had ended");
+        }
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("grpc_addr", &self.grpc_addr).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+fn peer_config(config: &Config) -> shoal_peer::Config {
+    shoal_peer::Config {
+        listen: config.peer_listen,
+        advertise: config.advertise,
+        role: Role::Origin,
+        topology: Topology { zone: config.zone.clone(), rack: config.rack.clone() },
+        upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
+        download_rate: config.download_rate.map(shoal_kit::Rate::get),
+        trackers: config.trackers.clone(),
+        swarm: shoal_swarm::Config::default(),
+    }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} = {address}"))
+}
+
+async fn serve_grpc(listener: TcpListener, service: Service, shutdown: CancellationToken) {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<OriginServer<Service>>().await;
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(health_service)
+        .add_service(OriginServer::new(service))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "gRPC server failed");
+    }
+}
+
+/// The metrics that the store and the node keep.
+fn observe(kit: &Metrics, store: &Store, node: &Node) {
+    let sent = node.clone();
+    kit.counter_fn("peer_sent_bytes_total", "Payload bytes sent to peers.", &[], move || sent.status().sent_bytes);
+    let peers = node.clone();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    kit.gauge_fn("peers", "Connected peers.", &[], move || peers.status().connections as f64);
+    let held = store.clone();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    kit.gauge_fn("store_bytes", "Bytes of blobs held.", &[], move || held.usage().bytes as f64);
+    let evicting = store.clone();
+    kit.counter_fn("store_evictions_total", "Blobs evicted.", &[], move || evicting.usage().evictions);
+}
+
+fn admin(kit: &Metrics, rooms: &Rooms, store: Store, node: Node) -> AdminParts {
+    let (manifests, ingests) = (Arc::clone(&rooms.manifests), rooms.ingests.clone());
+    let status = move || {
+        let (peer, usage) = (node.status(), store.usage());
+        let (manifests, manifest_bytes) = manifests.usage();
+        serde_json::json!({
+            "peer": {
+                "id": peer.peer.id.to_string(),
+                "address": peer.peer.address.to_string(),
+                "connections": peer.connections,
+                "torrents": peer.torrents,
+                "sent_bytes": peer.sent_bytes,
+                "trackers": peer.trackers,
+                "trackers_up": peer.trackers_up,
+            },
+            "store": {
+                "bytes": usage.bytes,
+                "budget_bytes": usage.budget_bytes,
+                "blobs": usage.blobs,
+                "partials": usage.partials,
+                "evictions": usage.evictions,
+            },
+            "manifests": { "count": manifests, "bytes": manifest_bytes },
+            "ingests": ingests.status(),
+        })
+    };
+    AdminParts { registry: kit.registry(), ready: Box::new(|| Ok(())), status: Box::new(status) }
+}
