@@ -61,10 +61,8 @@ impl Repository {
     /// When either is outside its grammar.
     pub fn new(registry: &str, name: &str) -> Result<Self, ReferenceError> {
         let registry = checked_registry(registry)?;
-        let name = match name.contains('/') || registry != DOCKER_HUB {
-            true => name.to_owned(),
-            false => format!("library/{name}"),
-        };
+        let bare = registry == DOCKER_HUB && !name.contains('/');
+        let name = if bare { format!("library/{name}") } else { name.to_owned() };
         if !is_name(&name) {
             return Err(ReferenceError::Name(excerpt(&name)));
         }
@@ -103,10 +101,7 @@ pub fn parse_image(text: &str) -> Result<(Repository, Reference), ReferenceError
 
 impl Reference {
     fn tag(text: &str) -> Result<Self, ReferenceError> {
-        match is_tag(text) {
-            true => Ok(Self::Tag(text.to_owned())),
-            false => Err(ReferenceError::Tag(excerpt(text))),
-        }
+        if is_tag(text) { Ok(Self::Tag(text.to_owned())) } else { Err(ReferenceError::Tag(excerpt(text))) }
     }
 
     /// The digest, if the reference is one.
@@ -202,9 +197,10 @@ impl FromStr for Reference {
 
     /// A text with a `:` is a digest, any other a tag.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.contains(':') {
-            true => text.parse().map(Self::Digest).map_err(ReferenceError::Digest),
-            false => Self::tag(text),
+        if text.contains(':') {
+            text.parse().map(Self::Digest).map_err(ReferenceError::Digest)
+        } else {
+            Self::tag(text)
         }
     }
 }

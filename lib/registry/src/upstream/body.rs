@@ -58,9 +58,23 @@ pub(super) async fn open(
 pub(super) async fn length(upstream: &Upstream, access: &Access, digest: &Digest) -> Result<u64, UpstreamError> {
     let path = format!("blobs/{digest}");
     let ask = Ask::new(access, Method::HEAD, &path, OciCode::BlobUnknown);
+    match retry(upstream.0.timing, || upstream.ask(&ask)).await {
+        Ok(response) => {
+            if let Some(length) = content_length(response.headers()) {
+                return Ok(length);
+            }
+        }
+        // 405, or 403 and the like behind a redirect that is signed for GET only.
+        Err(UpstreamError::Refused { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let ask = Ask::new(access, Method::GET, &path, OciCode::BlobUnknown).first_byte();
     let response = retry(upstream.0.timing, || upstream.ask(&ask)).await?;
-    content_length(response.headers())
-        .ok_or_else(|| UpstreamError::Protocol("the blob's length is not declared".to_owned()))
+    let declared = match response.status() {
+        StatusCode::PARTIAL_CONTENT => partial_of(response.headers(), 0)?.1,
+        _ => content_length(response.headers()),
+    };
+    declared.ok_or_else(|| UpstreamError::Protocol("the blob's length is not declared".to_owned()))
 }
 
 /// An answer that begins at or before the offset asked for.

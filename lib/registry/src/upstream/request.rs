@@ -29,7 +29,7 @@ pub(super) struct Ask<'a> {
     /// What follows `/v2/<name>/`.
     path: &'a str,
     accept: Option<String>,
-    range_from: u64,
+    range: Option<String>,
     /// What is unknown if the answer is 404 and does not say.
     unknown: OciCode,
     /// Only whether we may have it matters: a redirect says yes and is not followed.
@@ -38,7 +38,7 @@ pub(super) struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     pub(super) fn new(access: &'a Access, method: Method, path: &'a str, unknown: OciCode) -> Self {
-        Self { access, method, path, accept: None, range_from: 0, unknown, permission_only: false }
+        Self { access, method, path, accept: None, range: None, unknown, permission_only: false }
     }
 
     /// Asks for one of these media types, or those of manifests.
@@ -55,7 +55,13 @@ impl<'a> Ask<'a> {
 
     /// Asks for the bytes from an offset on.
     pub(super) fn starting_at(mut self, offset: u64) -> Self {
-        self.range_from = offset;
+        self.range = (offset > 0).then(|| format!("bytes={offset}-"));
+        self
+    }
+
+    /// Asks for one byte, to see the whole length beside it.
+    pub(super) fn first_byte(mut self) -> Self {
+        self.range = Some("bytes=0-0".to_owned());
         self
     }
 
@@ -74,8 +80,8 @@ impl<'a> Ask<'a> {
         if let Some(accept) = &self.accept {
             request = request.header(header::ACCEPT, accept);
         }
-        if self.range_from > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", self.range_from));
+        if let Some(range) = &self.range {
+            request = request.header(header::RANGE, range);
         }
         if let Some(authorization) = authorization {
             let value = authorization.header();

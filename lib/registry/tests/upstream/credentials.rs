@@ -1,0 +1,209 @@
+//! Who is asking: challenges, tokens, passwords and redirects over real sockets, and nothing of them in a log.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::rig::{NAME, REGISTRY, Rig, access, access_with, collect, latest, rig};
+use shoal_registry::embedded::{Auth, Fault, Options};
+use shoal_registry::{Config, Upstream, UpstreamError};
+use tempfile::TempDir;
+
+fn tokens_for(user: Option<(&str, &str)>, lifetime_s: u64) -> Options {
+    let user = user.map(|(name, password)| (name.to_owned(), password.to_owned()));
+    Options { auth: Some(Auth::Token { user, lifetime: Duration::from_secs(lifetime_s) }), ..Options::default() }
+}
+
+fn passwords() -> Options {
+    Options { auth: Some(Auth::Basic { user: "me".to_owned(), password: "s3cret".to_owned() }), ..Options::default() }
+}
+
+/// A Docker config file for the registry, and the directory that holds it.
+fn docker_config(user: &str, password: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let auths = format!(r#"{{"auths":{{"https://{REGISTRY}":{{"username":"{user}","password":"{password}"}}}}}}"#);
+    std::fs::write(&path, auths).unwrap();
+    (directory, path)
+}
+
+fn upstream_as(rig: &Rig, user: &str, password: &str) -> Upstream {
+    let (_directory, path) = docker_config(user, password);
+    Upstream::new(Config { docker_config: Some(path), ..rig.config() }).unwrap()
+}
+
+fn challenge(error: &UpstreamError) -> &str {
+    match error {
+        UpstreamError::Unauthorized { challenge: Some(challenge) } => challenge,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_anonymous_token_is_fetched_once_and_reused() {
+    let rig = rig(tokens_for(None, 300)).await;
+    let upstream = rig.upstream();
+    let (access, latest) = (access(), latest());
+    let many = (0..20).map(|_| upstream.authorize(&access, &latest));
+    for outcome in futures_util::future::join_all(many).await {
+        outcome.unwrap();
+    }
+    collect(upstream.blob(&access, &rig.layer, 0).await.unwrap()).await.unwrap();
+    assert_eq!(rig.registry.counters().tokens, 1);
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_replaced_once() {
+    // Shorter than the margin before its end: no token is ever used twice.
+    let rig = rig(tokens_for(None, 5)).await;
+    let upstream = rig.upstream();
+    upstream.authorize(&access(), &latest()).await.unwrap();
+    upstream.authorize(&access(), &latest()).await.unwrap();
+    assert_eq!(rig.registry.counters().tokens, 2);
+}
+
+#[tokio::test]
+async fn a_token_is_bought_with_the_configured_password() {
+    let rig = rig(tokens_for(Some(("me", "s3cret")), 300)).await;
+    upstream_as(&rig, "me", "s3cret").authorize(&access(), &latest()).await.unwrap();
+    let expected =
+        format!("Bearer realm=\"{}/token\",service=\"embedded\",scope=\"repository:{NAME}:pull\"", rig.registry.url());
+    for upstream in [upstream_as(&rig, "me", "wrong"), rig.upstream()] {
+        let error = upstream.authorize(&access(), &latest()).await.unwrap_err();
+        assert_eq!(challenge(&error), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_password_goes_where_it_is_asked_for() {
+    let rig = rig(passwords()).await;
+    let upstream = upstream_as(&rig, "me", "s3cret");
+    assert_eq!(upstream.manifest(&access(), &latest(), false, &[]).await.unwrap().digest, rig.manifest);
+    let first = &rig.registry.requests()[0];
+    assert_eq!(first.authorization, None, "nothing is sent unasked");
+    let error = upstream_as(&rig, "me", "wrong").manifest(&access(), &latest(), false, &[]).await.unwrap_err();
+    assert_eq!(challenge(&error), "Basic realm=\"embedded\"");
+}
+
+#[tokio::test]
+async fn the_callers_authorization_goes_as_it_is_and_the_challenge_comes_back_word_for_word() {
+    let rig = rig(tokens_for(None, 300)).await;
+    let value = r#"bearer   Realm="https://auth.example/t?a=b",  service="x, \"y\"",scope="repository:org/app:pull""#;
+    rig.registry.inject("HEAD", 1, Fault::WithHeader { name: "www-authenticate", value });
+    // With a configured password too: the caller's own word goes before it, and is not improved upon.
+    let upstream = upstream_as(&rig, "me", "s3cret");
+    let error = upstream.authorize(&access_with("Bearer of-the-client"), &latest()).await.unwrap_err();
+    assert_eq!(challenge(&error), value);
+    assert_eq!(error.to_oci_error().www_authenticate.as_deref(), Some(value));
+    let requests = rig.registry.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].authorization.as_deref(), Some("Bearer of-the-client"));
+    assert_eq!(rig.registry.counters().tokens, 0);
+}
+
+#[tokio::test]
+async fn one_callers_token_is_not_used_for_another() {
+    let rig = rig(tokens_for(Some(("me", "s3cret")), 300)).await;
+    let upstream = upstream_as(&rig, "me", "s3cret");
+    upstream.authorize(&access(), &latest()).await.unwrap();
+    let token = rig.registry.requests().pop().unwrap().authorization.unwrap();
+    upstream.authorize(&access_with(&token), &latest()).await.unwrap();
+    let error = upstream.authorize(&access_with("Bearer forged"), &latest()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Unauthorized { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_token_service_that_is_down_gives_upstreams_own_challenge() {
+    let rig = rig(tokens_for(None, 300)).await;
+    rig.registry.inject("GET /token", u32::MAX, Fault::Status { status: 500, retry_after: None });
+    let error = rig.upstream().authorize(&access(), &latest()).await.unwrap_err();
+    assert!(challenge(&error).starts_with("Bearer realm="));
+}
+
+#[tokio::test]
+async fn authorization_stays_behind_on_a_redirect_to_another_host() {
+    let store = rig(Options::default()).await;
+    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..tokens_for(None, 300) }).await;
+    let body = front.upstream().blob(&access(), &front.layer, 0).await.unwrap();
+    assert_eq!(collect(body).await.unwrap(), front.content);
+    assert!(front.registry.requests().last().unwrap().authorization.is_some());
+    assert_eq!(store.registry.requests().len(), 1);
+    assert_eq!(store.registry.requests()[0].authorization, None);
+}
+
+#[tokio::test]
+async fn a_body_cut_behind_a_redirect_is_asked_for_at_the_registry_again() {
+    let store = rig(Options::default()).await;
+    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..Options::default() }).await;
+    store.registry.inject("GET", 1, Fault::Cut { after: 1000 });
+    let body = front.upstream().blob(&access(), &front.layer, 0).await.unwrap();
+    assert_eq!(collect(body).await.unwrap(), front.content);
+    let resumed = Some("bytes=1000-".to_owned());
+    assert_eq!(front.layer_gets(), [None, resumed.clone()]);
+    assert_eq!(store.layer_gets(), [None, resumed]);
+}
+
+#[tokio::test]
+async fn a_redirect_is_permission_enough() {
+    let front = rig(Options { redirect_blobs: Some("http://127.0.0.1:1".to_owned()), ..Options::default() }).await;
+    front.upstream().authorize(&access(), &front.layer.into()).await.unwrap();
+    assert_eq!(front.registry.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_challenge_of_another_host_is_not_answered() {
+    let store = rig(passwords()).await;
+    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..Options::default() }).await;
+    let error = upstream_as(&front, "me", "s3cret").blob(&access(), &front.layer, 0).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Refused { status: 401, .. }), "{error:?}");
+    assert!(store.registry.requests().iter().all(|request| request.authorization.is_none()));
+}
+
+#[tokio::test]
+async fn redirects_in_a_circle_end() {
+    let front = rig(Options { redirect_blobs: Some(String::new()), ..Options::default() }).await;
+    let error = front.upstream().blob(&access(), &front.layer, 0).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Protocol(_)), "{error:?}");
+    assert!(front.registry.requests().len() < 10);
+}
+
+/// What is logged, in memory.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_password_or_token_reaches_the_log() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let store = rig(Options::default()).await;
+    let options = tokens_for(Some(("me", "s3cret")), 300);
+    let front =
+        rig(Options { redirect_blobs: Some(format!("{}/?X-Signature=s1gned", store.registry.url())), ..options }).await;
+    front.registry.inject("GET", 1, Fault::Status { status: 500, retry_after: None });
+    let upstream = upstream_as(&front, "me", "s3cret");
+    let _ = upstream.blob(&access(), &front.layer, 0).await;
+    let _ = upstream.authorize(&access_with("Bearer of-the-client"), &latest()).await;
+    let _ = upstream_as(&front, "me", "wr0ng").authorize(&access(), &latest()).await;
+    let token = front.registry.requests().into_iter().filter_map(|request| request.authorization);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("retrying upstream"), "the log is written: {log}");
+    for secret in token.chain(["s3cret", "s1gned", "wr0ng", "of-the-client", "bWU6czNjcmV0"].map(str::to_owned)) {
+        let secret = secret.trim_start_matches("Bearer ").trim_start_matches("Basic ");
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
