@@ -53,6 +53,10 @@ fi
 
 export DEBIAN_FRONTEND=noninteractive
 install_missing() {
+    # From Debian 13 on, docker.io only recommends the package of its command line.
+    case $missing in
+        *docker.io*) ! apt-cache show docker-cli >/dev/null 2>&1 || missing="$missing docker-cli" ;;
+    esac
     # shellcheck disable=SC2086 # a list of packages, split on purpose
     apt-get install -y -q --no-install-recommends \
         -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=120 $missing

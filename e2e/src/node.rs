@@ -222,7 +222,7 @@ impl Node {
         self.run("ip", &["link", "set", "lo", "up"])?;
         self.run("ip", &["link", "set", "eth0", "up"])?;
         // The machine's default may be bbr, which measures differently on shaped links.
-        self.run("sysctl", &["-qw", "net.ipv4.tcp_congestion_control=cubic"])?;
+        self.run("sh", &["-c", "echo cubic >/proc/sys/net/ipv4/tcp_congestion_control"])?;
         if let Some(up) = link.up {
             self.run("tc", &shape("eth0", up).each_ref().map(String::as_str))?;
         }

@@ -57,9 +57,14 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn origin(&self, node: &Node, tracker: &Node) -> Result<Process> {
-        let mut config = shared_config(node, "origin", tracker);
-        config += &format!("peer_listen = \"0.0.0.0:{ORIGIN_PEER_PORT}\"\n");
-        config += &format!("peer_advertise = \"{}:{ORIGIN_PEER_PORT}\"\n", node.ip());
+        let store = store_dir(node, "origin");
+        let config = format!(
+            "root = {store:?}\nblobs_max = \"20GiB\"\nadvertise = \"{}:{ORIGIN_PEER_PORT}\"\n\
+             trackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
+            node.ip(),
+            tracker.name(),
+            registries("upstream.registries"),
+        );
         let command = self.configured(node, "origin", &config)?;
         start(node, "origin", command, ORIGIN_PORT)
     }
@@ -69,11 +74,15 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn agent(&self, node: &Node, tracker: &Node, origin: &Node) -> Result<Process> {
-        let mut config = shared_config(node, "agent", tracker);
-        config += &format!("listen = {FRONT:?}\n");
-        config += &format!("peer_listen = \"0.0.0.0:{AGENT_PEER_PORT}\"\n");
-        config += &format!("peer_advertise = \"{}:{AGENT_PEER_PORT}\"\n", node.ip());
-        config += &format!("origins = [\"http://{}:{ORIGIN_PORT}\"]\n", origin.name());
+        let store = store_dir(node, "agent");
+        let config = format!(
+            "store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{AGENT_PEER_PORT}\"\n\
+             origins = [\"http://{}:{ORIGIN_PORT}\"]\ntrackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
+            node.ip(),
+            origin.name(),
+            tracker.name(),
+            registries("registries"),
+        );
         let command = self.configured(node, "agent", &config)?;
         start(node, "agent", command, FRONT_PORT)
     }
@@ -85,27 +94,24 @@ impl Program {
         command
     }
 
-    /// Tables come last in TOML, so the registries are added here.
-    fn configured(&self, node: &Node, part: &str, keys: &str) -> Result<Command> {
-        let config = node.dir().join(format!("{part}.toml"));
-        let registries = ["docker.io", HOST].map(|name| format!("[registries.{name:?}]\nurl = \"http://{HOST}\"\n"));
-        fs::write(&config, format!("{keys}{}", registries.concat())).context("config file")?;
+    fn configured(&self, node: &Node, part: &str, config: &str) -> Result<Command> {
+        let file = node.dir().join(format!("{part}.toml"));
+        fs::write(&file, config).context("config file")?;
         let mut command = self.command(node, part);
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(file);
         Ok(command)
     }
+}
+
+/// The tables of the two registries that the upstream plays.
+fn registries(table: &str) -> String {
+    ["docker.io", HOST].map(|name| format!("[{table}.{name:?}]\nurl = \"http://{HOST}\"\n")).concat()
 }
 
 /// Where a part on a node keeps its blobs.
 #[must_use]
 pub fn store_dir(node: &Node, part: &str) -> PathBuf {
     node.dir().join(format!("{part}-store"))
-}
-
-/// The keys that origin and agent have in common.
-fn shared_config(node: &Node, part: &str, tracker: &Node) -> String {
-    let store = store_dir(node, part);
-    format!("store = {store:?}\nstore_max = \"20GiB\"\ntrackers = [\"http://{}:{TRACKER_PORT}\"]\n", tracker.name())
 }
 
 fn start(node: &Node, part: &str, command: Command, port: u16) -> Result<Process> {

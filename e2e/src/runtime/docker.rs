@@ -22,6 +22,9 @@ pub struct Options {
     pub insecure: Vec<String>,
     /// The only authority dockerd trusts.
     pub ca: Option<PathBuf>,
+    /// `--max-download-attempts` of a layer at one registry before it falls back to the next. The default, 5, takes over a
+    /// minute of pauses.
+    pub download_attempts: Option<u8>,
 }
 
 /// A running dockerd.
@@ -47,6 +50,9 @@ impl Docker {
         command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false"]);
         command.args(options.mirror.iter().flat_map(|url| ["--registry-mirror", url]));
         command.args(options.insecure.iter().flat_map(|host| ["--insecure-registry", host]));
+        if let Some(attempts) = options.download_attempts {
+            command.args(["--max-download-attempts", &attempts.to_string()]);
+        }
         if let Some(ca) = &options.ca {
             command.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent");
         }
