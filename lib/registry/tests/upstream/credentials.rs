@@ -19,25 +19,23 @@ fn passwords() -> Options {
     Options { auth: Some(Auth::Basic { user: "me".to_owned(), password: "s3cret".to_owned() }), ..Options::default() }
 }
 
-/// A Docker config file for the registry, and the directory that holds it.
-fn docker_config(user: &str, password: &str) -> (TempDir, PathBuf) {
+/// A Docker config file for a registry, and the directory that holds it.
+pub(crate) fn docker_config_for(registry: &str, user: &str, password: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
-    let auths = format!(r#"{{"auths":{{"https://{REGISTRY}":{{"username":"{user}","password":"{password}"}}}}}}"#);
+    let auths = format!(r#"{{"auths":{{"https://{registry}":{{"username":"{user}","password":"{password}"}}}}}}"#);
     std::fs::write(&path, auths).unwrap();
     (directory, path)
 }
 
 fn upstream_as(rig: &Rig, user: &str, password: &str) -> Upstream {
-    let (_directory, path) = docker_config(user, password);
+    let (_directory, path) = docker_config_for(REGISTRY, user, password);
     Upstream::new(Config { docker_config: Some(path), ..rig.config() }).unwrap()
 }
 
 fn challenge(error: &UpstreamError) -> &str {
-    match error {
-        UpstreamError::Unauthorized { challenge: Some(challenge) } => challenge,
-        other => panic!("{other:?}"),
-    }
+    let UpstreamError::Unauthorized { challenge: Some(challenge) } = error else { panic!("{error:?}") };
+    challenge
 }
 
 #[tokio::test]

@@ -108,9 +108,9 @@ async fn a_manifest_that_is_cut_is_asked_for_again() {
 #[tokio::test]
 async fn what_is_unknown_is_told_apart() {
     let rig = rig(Options::default()).await;
-    let code = |error| match error {
-        UpstreamError::NotFound { code, .. } => code,
-        other => panic!("{other:?}"),
+    let code = |error| {
+        let UpstreamError::NotFound { code, .. } = error else { panic!("{error:?}") };
+        code
     };
     let upstream = rig.upstream();
     let error = upstream.manifest(&access(), &"other".parse().unwrap(), false, &[]).await.unwrap_err();
