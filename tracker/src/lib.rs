@@ -2,9 +2,10 @@
 //! lost at any time, and peers go on without it.
 //!
 //! [`run`] is the program `shoal tracker`; [`start`] embeds it. [`state`] holds every rule and no IO; [`service`] is the
-//! thin layer between it and gRPC. It must not know what blobs hold, nor the registry, nor how peers swap pieces.
+//! thin layer between it and the messages. It must not know what blobs hold, nor the registry, nor how peers swap pieces.
 
 mod config;
+mod grpc;
 mod metrics;
 pub mod service;
 pub mod state;
@@ -15,7 +16,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{Admin, AdminParts, serve_admin, shutdown};
-use shoal_proto::tracker::v1::tracker_server::TrackerServer;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,8 @@ use tonic::transport::Server;
 
 pub use config::Config;
 
-use service::{Grpc, REQUEST_LENGTH_MAX, Service};
+use grpc::Tracker;
+use service::Service;
 
 /// How long a shutdown may take: announces in flight are answered within it.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -140,15 +141,14 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<TrackerServer<Grpc>>().await;
-    let tracker = TrackerServer::new(Grpc(service.clone())).max_decoding_message_size(REQUEST_LENGTH_MAX);
+    health.set_serving::<Tracker>().await;
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .timeout(REQUEST_TIMEOUT)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .add_service(health_service)
-        .add_service(tracker)
+        .add_service(Tracker(service.clone()))
         .serve_with_incoming_shutdown(shoal_kit::incoming(listener, connections_max), shutdown.cancelled_owned());
     tokio::select! {
         served = server => served.context("the gRPC server failed"),

@@ -1,18 +1,21 @@
-//! The gRPC service: checks messages, asks the state under its lock, writes answers. No rule of the tracker is here.
+//! The service: checks messages, asks the state under its lock, writes answers. No rule of the tracker is here, and nothing
+//! of gRPC but its messages and statuses.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
+use bytes::Bytes;
+use prost::Message as _;
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
 use shoal_meta::{PeerId, PeerInfo};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
 use crate::Config;
-use crate::state::{Announce, AnnounceError, Counters, Holding, Sizes, State, TorrentAnnounce};
+use crate::state::{Announce, AnnounceError, Counters, Handout, Holding, Sizes, State, TorrentAnnounce};
 
 /// How many torrents one announce may list; a peer with more announces them in several calls.
 pub const TORRENTS_PER_ANNOUNCE_MAX: usize = 10_000;
@@ -24,7 +27,38 @@ pub const REQUEST_LENGTH_MAX: usize = 2 << 20;
 pub struct Service {
     config: Config,
     seed: u64,
-    state: Mutex<State>,
+    state: Mutex<State<Bytes>>,
+}
+
+/// `AnnounceResponse` as it goes out. Its peers are encoded already: each once, however often it is handed out.
+///
+/// On the wire an embedded message is a length and its bytes, just as a field of type `bytes`. Making 50 messages for
+/// each torrent instead would cost more than choosing them, encoding them and all the rest together.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AnnounceResponse {
+    /// As in the protocol.
+    #[prost(uint32, tag = "1")]
+    pub lease_ms: u32,
+    /// As in the protocol.
+    #[prost(uint32, tag = "2")]
+    pub interval_ms: u32,
+    /// As in the protocol.
+    #[prost(bool, tag = "3")]
+    pub resync: bool,
+    /// As in the protocol.
+    #[prost(message, repeated, tag = "4")]
+    pub torrents: Vec<TorrentPeers>,
+}
+
+/// `TorrentPeers` as it goes out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TorrentPeers {
+    /// As in the protocol.
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    /// Encoded `Peer` messages.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub peers: Vec<Bytes>,
 }
 
 impl Service {
@@ -44,22 +78,32 @@ impl Service {
         now: Instant,
         from: Option<IpAddr>,
         request: &proto::AnnounceRequest,
-    ) -> Result<proto::AnnounceResponse, Status> {
+    ) -> Result<AnnounceResponse, Status> {
         let announce = check_announce(from, request)?;
         let answer = self.state().announce(now, &announce).map_err(refusal)?;
-        let torrents = answer.handouts.into_iter().map(|handout| proto::TorrentPeers {
-            digest: handout.digest.to_string(),
-            peers: handout.peers.iter().map(|peer| peer_to_proto(peer)).collect(),
-        });
-        let response = proto::AnnounceResponse {
+        let entry = |handout: Handout<Bytes>| TorrentPeers { digest: handout.digest.to_string(), peers: handout.peers };
+        let response = AnnounceResponse {
             lease_ms: milliseconds(self.config.lease),
             interval_ms: milliseconds(self.config.interval),
             resync: answer.resync,
-            torrents: torrents.collect(),
+            torrents: answer.handouts.into_iter().map(entry).collect(),
         };
         let (id, full, torrents) = (announce.peer.id, announce.full, announce.torrents.len());
         tracing::debug!(peer_id = %id, full, torrents, resync = answer.resync, "announced");
         Ok(response)
+    }
+
+    /// Forgets a peer that leaves.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a malformed message.
+    pub fn leave(&self, request: &proto::LeaveRequest) -> Result<proto::LeaveResponse, Status> {
+        let id = request.peer_id.as_slice();
+        let malformed = |_| Status::invalid_argument(format!("a peer id has 16 bytes, not {}", id.len()));
+        let id = PeerId(id.try_into().map_err(malformed)?);
+        let known = self.state().leave(&id);
+        tracing::debug!(peer_id = %id, known, "left");
+        Ok(proto::LeaveResponse {})
     }
 
     /// Forgets peers whose lease has run out; between steps others get their turn.
@@ -86,7 +130,7 @@ impl Service {
     }
 
     /// The state. All of it may be lost at any time, so a panic in the midst of a change costs just that.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<Bytes>> {
         self.state.lock().unwrap_or_else(|poisoned| {
             tracing::error!("the state was lost in a panic; peers announce anew");
             let mut state = poisoned.into_inner();
@@ -97,8 +141,9 @@ impl Service {
     }
 }
 
-fn new_state(config: &Config, seed: u64) -> State {
-    State::new(config.limits(), config.lease.get(), Pcg64::seed_from_u64(seed))
+fn new_state(config: &Config, seed: u64) -> State<Bytes> {
+    let card = |peer: &PeerInfo| Bytes::from(peer_to_proto(peer).encode_to_vec());
+    State::new(config.limits(), config.lease.get(), card, Pcg64::seed_from_u64(seed))
 }
 
 fn milliseconds(duration: shoal_kit::HumanDuration) -> u32 {
@@ -145,31 +190,6 @@ fn check_torrent(torrent: &proto::TorrentAnnounce) -> Result<TorrentAnnounce, St
         }
     };
     Ok(TorrentAnnounce { digest, holding, peers_wanted: torrent.peers_wanted })
-}
-
-/// The service behind tonic.
-#[derive(Clone, Debug)]
-pub(crate) struct Grpc(pub(crate) Arc<Service>);
-
-#[tonic::async_trait]
-impl proto::tracker_server::Tracker for Grpc {
-    async fn announce(
-        &self,
-        request: Request<proto::AnnounceRequest>,
-    ) -> Result<Response<proto::AnnounceResponse>, Status> {
-        let from = request.remote_addr().map(|address| address.ip());
-        let now = tokio::time::Instant::now().into_std();
-        self.0.answer(now, from, request.get_ref()).map(Response::new)
-    }
-
-    async fn leave(&self, request: Request<proto::LeaveRequest>) -> Result<Response<proto::LeaveResponse>, Status> {
-        let id = request.get_ref().peer_id.as_slice();
-        let malformed = |_| Status::invalid_argument(format!("a peer id has 16 bytes, not {}", id.len()));
-        let id = PeerId(id.try_into().map_err(malformed)?);
-        let known = self.0.state().leave(&id);
-        tracing::debug!(peer_id = %id, known, "left");
-        Ok(Response::new(proto::LeaveResponse {}))
-    }
 }
 
 #[cfg(test)]
@@ -223,7 +243,29 @@ mod tests {
         service.answer(now, Some("::ffff:10.1.2.3".parse().unwrap()), &announce).unwrap();
         announce.peer.as_mut().unwrap().id = vec![2; 16];
         let response = service.answer(now, Some("10.9.9.9".parse().unwrap()), &announce).unwrap();
-        assert_eq!(response.torrents[0].peers[0].address, "10.1.2.3:5051");
+        let peer = proto::Peer::decode(response.torrents[0].peers[0].clone()).unwrap();
+        assert_eq!(peer.address, "10.1.2.3:5051");
+    }
+
+    #[test]
+    fn an_answer_reads_as_the_message_of_the_protocol() {
+        let (service, now) = (service(), Instant::now());
+        service.answer(now, None, &request()).unwrap();
+        let mut second = request();
+        second.peer.as_mut().unwrap().id = vec![2; 16];
+        second.full = false;
+        let response = service.answer(now, None, &second).unwrap();
+        let expected = proto::AnnounceResponse {
+            lease_ms: 45_000,
+            interval_ms: 15_000,
+            resync: true,
+            torrents: vec![proto::TorrentPeers {
+                digest: request().torrents[0].digest.clone(),
+                peers: vec![request().peer.unwrap()],
+            }],
+        };
+        assert_eq!(proto::AnnounceResponse::decode(response.encode_to_vec().as_slice()).unwrap(), expected);
+        assert_eq!(response.encode_to_vec(), expected.encode_to_vec());
     }
 
     #[test]
@@ -245,7 +287,6 @@ mod tests {
 
     #[test]
     fn the_longest_requests_and_answers_are_within_the_limits() {
-        use prost::Message as _;
         let torrent = proto::TorrentAnnounce {
             digest: shoal_meta::Digest::Sha512([255; 64]).to_string(),
             state: proto::TorrentState::Leeching.into(),

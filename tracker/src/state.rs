@@ -5,6 +5,9 @@
 //!
 //! All of it may be lost at any time: a peer the tracker does not know is told to announce in full.
 //!
+//! What is handed out of a peer is a card `C`, made once when the peer comes or changes and cloned for each handout: the
+//! service has its message encoded in it, tests have the peer itself.
+//!
 //! Inputs: [`State::announce`], [`State::leave`], [`State::expire`]. Outputs: [`State::poll_timeout`] and the getters.
 //! An announced torrent costs O(peers handed out), however many members it has.
 
@@ -16,7 +19,6 @@ mod tests;
 mod torrent;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
@@ -80,21 +82,21 @@ pub struct TorrentAnnounce {
 }
 
 /// The answer to an announce.
-#[derive(Clone, Debug, Default)]
-pub struct Answer {
+#[derive(Clone, Debug)]
+pub struct Answer<C> {
     /// The tracker does not know all the peer has: it shall announce in full.
     pub resync: bool,
     /// One entry for each torrent with peers wanted, in the order of the announce.
-    pub handouts: Vec<Handout>,
+    pub handouts: Vec<Handout<C>>,
 }
 
 /// The peers to dial for one torrent.
 #[derive(Clone, Debug)]
-pub struct Handout {
+pub struct Handout<C> {
     /// Which torrent.
     pub digest: Digest,
     /// Nearest first, then random ones, origins last; never the asker.
-    pub peers: Vec<Arc<PeerInfo>>,
+    pub peers: Vec<C>,
 }
 
 /// Says why an announce is refused.
@@ -144,10 +146,11 @@ pub struct Counters {
 
 /// The tracker's state. See the module's documentation.
 #[derive(Debug)]
-pub struct State {
+pub struct State<C> {
     limits: Limits,
     lease: Duration,
-    peers: Slab<Peer>,
+    card: fn(&PeerInfo) -> C,
+    peers: Slab<Peer<C>>,
     peers_by_id: HashMap<PeerId, u32>,
     /// Exactly one entry for each peer: when its lease ends.
     leases: BTreeSet<(Instant, u32)>,
@@ -161,8 +164,9 @@ pub struct State {
 
 /// A peer with a lease.
 #[derive(Debug)]
-struct Peer {
-    info: Arc<PeerInfo>,
+struct Peer<C> {
+    info: PeerInfo,
+    card: C,
     standing: Standing,
     lease_end: Instant,
     /// Whether it has announced in full since it became known.
@@ -171,13 +175,15 @@ struct Peer {
     torrents: BTreeMap<u32, Member>,
 }
 
-impl State {
-    /// An empty state. A peer that does not announce within `lease` is forgotten by [`Self::expire`].
+impl<C: Clone> State<C> {
+    /// An empty state. A peer that does not announce within `lease` is forgotten by [`Self::expire`]; `card` makes what
+    /// is handed out of a peer.
     #[must_use]
-    pub fn new(limits: Limits, lease: Duration, rng: Pcg64) -> Self {
+    pub fn new(limits: Limits, lease: Duration, card: fn(&PeerInfo) -> C, rng: Pcg64) -> Self {
         Self {
             limits,
             lease,
+            card,
             peers: Slab::new(),
             peers_by_id: HashMap::new(),
             leases: BTreeSet::new(),
@@ -217,7 +223,7 @@ impl State {
     ///
     /// # Errors
     /// When the peer is new and there are too many already.
-    pub fn announce(&mut self, now: Instant, announce: &Announce) -> Result<Answer, AnnounceError> {
+    pub fn announce(&mut self, now: Instant, announce: &Announce) -> Result<Answer<C>, AnnounceError> {
         let peer = self.admit(now, &announce.peer)?;
         if announce.full {
             self.forget_unlisted(peer, &announce.torrents);
@@ -272,7 +278,7 @@ impl State {
             self.leases.remove(&(peer.lease_end, key));
             self.leases.insert((lease_end, key));
             peer.lease_end = lease_end;
-            if *peer.info != *info {
+            if peer.info != *info {
                 self.update(key, info);
             }
             return Ok(key);
@@ -282,7 +288,8 @@ impl State {
             return Err(AnnounceError::PeersFull { peers_max: self.limits.peers_max });
         }
         let key = self.peers.insert(Peer {
-            info: Arc::new(info.clone()),
+            info: info.clone(),
+            card: (self.card)(info),
             standing: Standing::of(info),
             lease_end,
             synced: false,
@@ -299,7 +306,8 @@ impl State {
         let moves = self.peers[key as usize].standing != standing;
         let torrents = if moves { self.forget_torrents(key, |_| true) } else { Vec::new() };
         let peer = &mut self.peers[key as usize];
-        peer.info = Arc::new(info.clone());
+        peer.info = info.clone();
+        peer.card = (self.card)(info);
         peer.standing = standing;
         for (digest, holding) in torrents {
             self.enter(key, &digest, holding);
@@ -394,14 +402,14 @@ impl State {
         }
     }
 
-    fn hand_out(&mut self, asker: u32, digest: &Digest, wanted: usize) -> Vec<Arc<PeerInfo>> {
+    fn hand_out(&mut self, asker: u32, digest: &Digest, wanted: usize) -> Vec<C> {
         let Some(&key) = self.torrents_by_digest.get(digest) else {
             return Vec::new();
         };
         let peer = &self.peers[asker as usize];
         let asker = handout::Asker { key: asker, member: peer.torrents.contains_key(&key), standing: &peer.standing };
         let drawn = self.lottery.draw(&self.torrents[key as usize], &asker, wanted);
-        drawn.iter().map(|peer| self.peers[*peer as usize].info.clone()).collect()
+        drawn.iter().map(|peer| self.peers[*peer as usize].card.clone()).collect()
     }
 
     /// Panics when the indexes and counts do not agree with each other. For tests and the simulator: it reads everything.

@@ -76,14 +76,14 @@ impl Model {
     }
 
     /// Checks a handout against what it may and must be.
-    fn check_handout(&self, asker: &PeerInfo, wanted: u32, handout: &Handout) {
+    fn check_handout(&self, asker: &PeerInfo, wanted: u32, handout: &Handout<PeerInfo>) {
         let others: Vec<_> = self.members(&handout.digest).into_iter().filter(|peer| peer.id != asker.id).collect();
         let wanted = LIMITS.handout_max.min(wanted as usize);
         let mut unique: Vec<_> = handout.peers.iter().map(|peer| peer.id).collect();
         unique.sort();
         unique.dedup();
         assert_eq!(unique.len(), handout.peers.len(), "nobody twice");
-        assert!(handout.peers.iter().all(|peer| others.contains(&&**peer)), "only members, as they last announced");
+        assert!(handout.peers.iter().all(|peer| others.contains(&peer)), "only members, as they last announced");
 
         let origins = others.iter().filter(|peer| peer.role == Role::Origin).count().min(ORIGINS_MAX).min(wanted);
         let agents: Vec<_> = others.iter().filter(|peer| peer.role == Role::Agent).collect();
@@ -136,7 +136,7 @@ fn transition() -> impl Strategy<Value = Transition> {
     ]
 }
 
-fn check(state: &mut State, model: &mut Model, now: &mut Instant, transition: &Transition) {
+fn check(state: &mut State<PeerInfo>, model: &mut Model, now: &mut Instant, transition: &Transition) {
     match transition {
         Transition::Announce(announce) => {
             let answer = state.announce(*now, announce);
@@ -170,7 +170,7 @@ fn check(state: &mut State, model: &mut Model, now: &mut Instant, transition: &T
 proptest! {
     #[test]
     fn every_history_is_as_the_model_says(history in vec(transition(), 1..120), seed: u64) {
-        let mut state = State::new(LIMITS, LEASE, Pcg64::seed_from_u64(seed));
+        let mut state = State::new(LIMITS, LEASE, PeerInfo::clone, Pcg64::seed_from_u64(seed));
         let (mut model, mut now) = (Model::default(), Instant::now());
         for transition in &history {
             check(&mut state, &mut model, &mut now, transition);

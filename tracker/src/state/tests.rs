@@ -16,8 +16,8 @@ const LIMITS: Limits = Limits {
     handout_max: 50,
 };
 
-fn state(limits: Limits) -> State {
-    State::new(limits, LEASE, Pcg64::seed_from_u64(7))
+fn state(limits: Limits) -> State<PeerInfo> {
+    State::new(limits, LEASE, PeerInfo::clone, Pcg64::seed_from_u64(7))
 }
 
 fn digest(number: u8) -> Digest {
@@ -45,18 +45,14 @@ fn announce(peer: &PeerInfo, torrents: &[TorrentAnnounce]) -> Announce {
 }
 
 /// Announces that a peer leeches a torrent, and gives the peers it is handed.
-fn ask(state: &mut State, now: Instant, peer: &PeerInfo, wanted: u32) -> Vec<PeerInfo> {
+fn ask(state: &mut State<PeerInfo>, now: Instant, peer: &PeerInfo, wanted: u32) -> Vec<PeerInfo> {
     let answer = state.announce(now, &announce(peer, &[torrent(1, wanted)])).unwrap();
     state.check_invariants();
-    answer
-        .handouts
-        .first()
-        .map(|handout| handout.peers.iter().map(|peer| (**peer).clone()).collect())
-        .unwrap_or_default()
+    answer.handouts.first().map(|handout| handout.peers.clone()).unwrap_or_default()
 }
 
 /// A state in which `number` agents, spread evenly over 3 zones of 10 racks each, leech torrent 1.
-fn crowd(number: u32) -> (State, Instant) {
+fn crowd(number: u32) -> (State<PeerInfo>, Instant) {
     let (mut state, now) = (state(LIMITS), Instant::now());
     for i in 0..number {
         let peer = agent(i, &format!("zone-{}", i % 3), &format!("rack-{}", i / 3 % 10));
