@@ -1,1 +1,184 @@
 //! The node agent: registry front and local peer.
+//!
+//! The program `shoal` runs it, demonstrations and tests embed it. A blob request walks through the rooms one way:
+//! `front` (HTTP, and nothing else knows it) → `authorize` → `blobs` (store, or one download for each digest) →
+//! `download` (the torrent and its metainfo) with `fallback` watching over it, and back out through `body`.
+//!
+//! Promises: a pull that would have worked without the agent works with it; nobody is given a byte that upstream would
+//! not give them; no answer ends cleanly short. What a shutdown loses: pieces not yet whole; the rest is resumed.
+
+mod authorize;
+mod blobs;
+mod body;
+mod config;
+mod download;
+mod fallback;
+mod front;
+mod manifests;
+mod metrics;
+mod origin;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shoal_kit::{Admin, AdminParts, Metrics, serve_admin};
+use shoal_meta::{PeerInfo, Role};
+use shoal_peer::Node;
+use shoal_registry::Timing;
+use shoal_registry::upstream::{self, Upstream};
+use shoal_store::{Budget, Store};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use status::{ReceivedBytes, Status, TorrentStatus};
+
+use blobs::Blobs;
+use front::Front;
+use manifests::Manifests;
+use metrics::Counters;
+use origin::Origins;
+
+/// How long answers under way may take after shutdown began.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the store looks whether others have filled the disk.
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Upstream as a fallback: answers before the runtime's patience ends, and gives up soon, as the runtime has a next host.
+const UPSTREAM_TIMING: Timing = Timing {
+    connect: Duration::from_secs(2),
+    headers: Duration::from_secs(4),
+    progress: Duration::from_secs(5),
+    backoff_first: Duration::from_millis(200),
+    backoff_max: Duration::from_secs(1),
+    attempts: 3,
+};
+
+/// A running agent. Dropping it does not stop it; its shutdown token does.
+#[derive(Debug)]
+pub struct Running {
+    front_addr: SocketAddr,
+    blobs: Arc<Blobs>,
+    admin: Admin,
+    served: JoinHandle<()>,
+}
+
+/// Starts an agent; it runs until `shutdown` is cancelled. Port 0 in an address takes a free one.
+///
+/// # Errors
+/// When the configuration is refused, an address cannot be listened on, or the store cannot be opened.
+pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+    config.validate()?;
+    let origins = Arc::new(Origins::new(&config.origins)?);
+    let upstream = Upstream::new(upstream::Config {
+        registries: config.registries.clone(),
+        docker_config: config.docker_config.clone(),
+        timing: UPSTREAM_TIMING,
+    })?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for runtimes (config key `listen`)", config.listen))?;
+    let front_addr = listener.local_addr()?;
+    let budget =
+        Budget { bytes_max: config.store_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
+    let store = Store::open(shoal_store::Config { root: config.store.clone(), budget })
+        .await
+        .context("cannot open the store (config key `store`)")?;
+    let node = Node::start(node_config(&config), store.clone(), shutdown.clone()).await?;
+
+    let metrics = Metrics::new("agent");
+    let stall_timeout = config.stall_timeout.get();
+    let counters = Counters::new(&metrics);
+    let blobs =
+        Blobs::new(store.clone(), node, origins.clone(), upstream.clone(), counters, stall_timeout, shutdown.clone());
+    status::expose(&metrics, &blobs);
+    let manifests = Manifests::new(origins, upstream.clone());
+    let front = Arc::new(Front { manifests, blobs: blobs.clone(), upstream });
+    let admin = serve_admin(config.admin_listen, admin_parts(&metrics, &blobs), shutdown.clone()).await?;
+    let served = tokio::spawn(front::serve(front, listener, shutdown.clone()));
+    tokio::spawn(trim_now_and_then(store, shutdown));
+    tracing::info!(front = %front_addr, admin = %admin.address(), peer = %blobs.node.info().address, "agent is up");
+    Ok(Running { front_addr, blobs, admin, served })
+}
+
+/// Runs an agent until shutdown, and lets what is under way end.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let running = start(config, shutdown.clone()).await?;
+    if let Err(expired) = shoal_kit::shutdown::drained(&shutdown, DRAIN_TIMEOUT, running.stopped()).await {
+        tracing::warn!(error = %expired, "answers under way are cut short");
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Where runtimes reach it, with the real port.
+    #[must_use]
+    pub fn front_addr(&self) -> SocketAddr {
+        self.front_addr
+    }
+
+    /// Where health, metrics and status are served, with the real port.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.address()
+    }
+
+    /// The agent as others in the swarm see it.
+    #[must_use]
+    pub fn peer(&self) -> PeerInfo {
+        self.blobs.node.info()
+    }
+
+    /// What it has received and served, and how far each download is. Cheap: no disk, no waiting.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status::of(&self.blobs)
+    }
+
+    /// Waits until it has shut down.
+    pub async fn stopped(self) {
+        if let Err(error) = self.served.await {
+            tracing::error!(%error, "registry front failed");
+        }
+        self.admin.stopped().await;
+        self.blobs.stopped().await;
+        self.blobs.node.stopped().await;
+    }
+}
+
+fn node_config(config: &Config) -> shoal_peer::Config {
+    shoal_peer::Config {
+        listen: config.peer_listen,
+        advertise: config.peer_advertise,
+        role: Role::Agent,
+        topology: config.topology(),
+        upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
+        download_rate: config.download_rate.map(shoal_kit::Rate::get),
+        trackers: config.trackers.clone(),
+        swarm: shoal_swarm::Config::default(),
+    }
+}
+
+fn admin_parts(metrics: &Metrics, blobs: &Arc<Blobs>) -> AdminParts {
+    let seen = blobs.clone();
+    AdminParts {
+        registry: metrics.registry(),
+        // An agent without origin, tracker or peers still serves: from its store and from upstream.
+        ready: Box::new(|| Ok(())),
+        status: Box::new(move || serde_json::to_value(Status::of(&seen)).unwrap_or_default()),
+    }
+}
+
+async fn trim_now_and_then(store: Store, shutdown: CancellationToken) {
+    let mut interval = tokio::time::interval(TRIM_INTERVAL);
+    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
+        store.trim().await;
+    }
+}

@@ -1,0 +1,386 @@
+//! Where a blob comes from: the store, ONE download for each digest, or past the store straight from upstream.
+//!
+//! The front calls it with a checked name and an access; it sees to it that the access is allowed, and single-flight.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use shoal_meta::{Digest, Geometry};
+use shoal_peer::Node;
+use shoal_registry::upstream::Upstream;
+use shoal_registry::{Access, UpstreamError};
+use shoal_store::{Blob, PartialError, Store};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authorize::Authorizer;
+use crate::download::Download;
+use crate::fallback::{Ladder, Pulse};
+use crate::metrics::{Counters, Fallback};
+use crate::origin::{Feed, OriginError, Origins, is_verdict};
+
+/// How long the origin may take for a blob's metainfo before upstream is asked for the length as well.
+const METAINFO_PATIENCE: Duration = Duration::from_millis(1_500);
+/// Most downloads at a time; further blobs are passed through.
+const DOWNLOADS_MAX: usize = 1024;
+/// Most blobs fetched from upstream directly at a time.
+const WEB_SEEDS_MAX: usize = 16;
+/// Most layers above the one asked for that are fetched at a time.
+const PREFETCHES_MAX: usize = 4;
+/// Most layers waiting to be prefetched.
+const PREFETCH_QUEUE_MAX: usize = 512;
+/// A download without readers or progress for this long is let go; what it has stays on disk.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The room of blobs.
+pub(crate) struct Blobs {
+    pub(crate) store: Store,
+    pub(crate) node: Node,
+    pub(crate) origins: Arc<Origins>,
+    pub(crate) upstream: Upstream,
+    pub(crate) counters: Counters,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) pulse: Pulse,
+    /// Permits to fetch from upstream directly.
+    pub(crate) web_seeds: Semaphore,
+    authorizer: Authorizer,
+    prefetches: Arc<Semaphore>,
+    state: Mutex<State>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    downloads: HashMap<Digest, Arc<Download>>,
+    /// Blobs being asked for on behalf of one access, shared by all who ask alike.
+    openings: HashMap<(Digest, Access), Opening>,
+    prefetching: HashSet<Digest>,
+}
+
+type Opening = Shared<BoxFuture<'static, Result<Opened, UpstreamError>>>;
+
+/// A blob that can be read.
+#[derive(Debug, Clone)]
+pub(crate) enum Opened {
+    /// It is here.
+    Stored(Blob),
+    /// It is on its way.
+    Arriving(Arc<Download>),
+    /// It is not kept here: the store has no room, it is empty, or only a little of it is wanted.
+    Upstream {
+        /// Its length in bytes.
+        length: u64,
+    },
+}
+
+impl Opened {
+    /// The blob's length in bytes.
+    pub(crate) fn length(&self) -> u64 {
+        match self {
+            Self::Stored(blob) => blob.length(),
+            Self::Arriving(download) => download.geometry().length(),
+            Self::Upstream { length } => *length,
+        }
+    }
+}
+
+impl Blobs {
+    pub(crate) fn new(
+        store: Store,
+        node: Node,
+        origins: Arc<Origins>,
+        upstream: Upstream,
+        counters: Counters,
+        stall_timeout: Duration,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            authorizer: Authorizer::new(origins.clone(), upstream.clone()),
+            pulse: Pulse::new(node.clone()),
+            store,
+            node,
+            origins,
+            upstream,
+            counters,
+            stall_timeout,
+            web_seeds: Semaphore::new(WEB_SEEDS_MAX),
+            prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
+            state: Mutex::default(),
+            tasks: TaskTracker::new(),
+            shutdown,
+        })
+    }
+
+    /// Opens a blob to be read: from the store, from its download, or by beginning one.
+    ///
+    /// # Errors
+    /// With what upstream says to this access, or why nobody can be asked.
+    pub(crate) async fn open(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
+        if let Some(opened) = self.held(access, digest).await? {
+            if let Opened::Arriving(download) = &opened {
+                download.renew(access)?;
+                download.want();
+            }
+            return Ok(opened);
+        }
+        let opened = self.opening(access, digest).await?;
+        if let Opened::Arriving(download) = &opened {
+            download.want();
+        }
+        Ok(opened)
+    }
+
+    /// Gives the blob if it is here or on its way, and the access covers it. Starts nothing.
+    ///
+    /// # Errors
+    /// With what upstream says to this access, or why nobody can be asked.
+    pub(crate) async fn held(&self, access: &Access, digest: &Digest) -> Result<Option<Opened>, UpstreamError> {
+        if let Some(refusal) = self.authorizer.refused(access, digest) {
+            return Err(refusal);
+        }
+        if self.find(digest).is_none() {
+            return Ok(None);
+        }
+        self.authorizer.check(access, digest).await?;
+        Ok(self.find(digest))
+    }
+
+    /// Tells a blob's length without fetching it.
+    ///
+    /// # Errors
+    /// With what upstream says to this access, or why nobody can be asked.
+    pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, UpstreamError> {
+        if let Some(opened) = self.held(access, digest).await? {
+            return Ok(opened.length());
+        }
+        let length = self.upstream.blob_length(access, digest).await;
+        self.authorizer.note(access, digest, &length.as_ref().map(|_| ()).map_err(Clone::clone));
+        length
+    }
+
+    /// Fetches layers that will be asked for next, from the swarm alone: a swarm that is away is no reason to go upstream.
+    pub(crate) fn prefetch(self: &Arc<Self>, access: &Access, layers: Vec<Digest>) {
+        if !self.origins.is_up() {
+            return;
+        }
+        for digest in layers {
+            let known = self.find(&digest).is_some();
+            let mut state = self.lock();
+            if known || state.prefetching.len() >= PREFETCH_QUEUE_MAX || !state.prefetching.insert(digest) {
+                continue;
+            }
+            drop(state);
+            let (blobs, access) = (self.clone(), access.clone());
+            self.spawn(async move {
+                blobs.fetch_ahead(&access, &digest).await;
+                blobs.lock().prefetching.remove(&digest);
+            });
+        }
+    }
+
+    async fn fetch_ahead(self: &Arc<Self>, access: &Access, digest: &Digest) {
+        let Ok(_permit) = self.prefetches.acquire().await else { return };
+        if self.find(digest).is_some() {
+            return;
+        }
+        match self.origins.metainfo(access, digest, 0).await {
+            Ok(feed) => {
+                let opened = self.begin_fed(access, digest, feed).await;
+                // One that a client came to want makes room for the next.
+                if let Opened::Arriving(download) = opened {
+                    while !download.over.is_cancelled() && !download.is_wanted() {
+                        tokio::select! {
+                            () = download.over.cancelled() => {}
+                            () = download.readers_changed() => {}
+                        }
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%digest, %error, "layer is not fetched ahead"),
+        }
+    }
+
+    /// What goes on with each torrent, for the status page.
+    pub(crate) fn downloads(&self) -> Vec<Arc<Download>> {
+        let mut downloads: Vec<_> = self.lock().downloads.values().cloned().collect();
+        downloads.sort_by_key(|download| download.digest());
+        downloads
+    }
+
+    /// Waits for the downloads to stop, after shutdown began.
+    pub(crate) async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn find(&self, digest: &Digest) -> Option<Opened> {
+        if let Some(blob) = self.store.blob(digest) {
+            return Some(Opened::Stored(blob));
+        }
+        self.lock().downloads.get(digest).cloned().map(Opened::Arriving)
+    }
+
+    /// Asks for a blob nobody has, once for all who ask with the same access. It goes on when they leave.
+    async fn opening(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
+        let key = (*digest, access.clone());
+        let opening = {
+            let mut state = self.lock();
+            match state.openings.get(&key) {
+                Some(opening) => opening.clone(),
+                None => {
+                    let (blobs, inner) = (self.clone(), key.clone());
+                    let task = self.tasks.spawn(async move {
+                        let (digest, access) = &inner;
+                        let result = blobs.ask_around(access, digest).await;
+                        let answer = result.as_ref().map(|_| ()).map_err(Clone::clone);
+                        blobs.authorizer.note(access, digest, &answer);
+                        blobs.lock().openings.remove(&inner);
+                        result
+                    });
+                    let joined = task.map(|joined| match joined {
+                        Ok(result) => result,
+                        Err(_) => Err(unreachable_now("the agent is stopping")),
+                    });
+                    let opening = joined.boxed().shared();
+                    state.openings.insert(key, opening.clone());
+                    opening
+                }
+            }
+        };
+        opening.await
+    }
+
+    /// Asks the origin, and upstream beside it when it is silent or away.
+    async fn ask_around(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
+        let mut metainfo = std::pin::pin!(self.origins.metainfo(access, digest, 0));
+        let early = tokio::time::timeout(METAINFO_PATIENCE, &mut metainfo).await;
+        let silent = early.is_err();
+        match early {
+            Ok(Ok(feed)) => return Ok(self.begin_fed(access, digest, feed).await),
+            Ok(Err(OriginError::Upstream(error))) if is_verdict(&error) => return Err(error),
+            Ok(Err(OriginError::Upstream(_) | OriginError::Away)) | Err(_) => {}
+        }
+        let length = tokio::select! {
+            length = self.upstream.blob_length(access, digest) => length?,
+            Ok(feed) = &mut metainfo, if silent => {
+                return Ok(self.begin_fed(access, digest, feed).await);
+            }
+        };
+        match Geometry::for_length(length) {
+            Ok(geometry) => Ok(self.begin(access, digest, geometry, None).await),
+            Err(_) => Ok(Opened::Upstream { length }),
+        }
+    }
+
+    async fn begin_fed(self: &Arc<Self>, access: &Access, digest: &Digest, feed: Feed) -> Opened {
+        match feed.geometry {
+            Some(geometry) => self.begin(access, digest, geometry, Some(feed)).await,
+            None => Opened::Upstream { length: 0 },
+        }
+    }
+
+    /// Begins the download, unless another has in the meantime.
+    async fn begin(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+        geometry: Geometry,
+        feed: Option<Feed>,
+    ) -> Opened {
+        let past = Opened::Upstream { length: geometry.length() };
+        if self.lock().downloads.len() >= DOWNLOADS_MAX {
+            return past;
+        }
+        let partial = match self.store.partial(*digest, geometry).await {
+            Ok(partial) => partial,
+            Err(PartialError::Committed(blob)) => return Opened::Stored(blob),
+            Err(error) => {
+                if let Some(found) = self.find(digest) {
+                    return found;
+                }
+                tracing::warn!(%digest, %error, "the store does not take a blob: passing it through");
+                self.counters.fell_back(Fallback::Store);
+                return past;
+            }
+        };
+        let mut state = self.lock();
+        if let Some(download) = state.downloads.get(digest) {
+            return Opened::Arriving(download.clone());
+        }
+        let download = Download::new(partial, access.clone(), feed.as_ref());
+        state.downloads.insert(*digest, download.clone());
+        drop(state);
+        let (blobs, driven) = (self.clone(), download.clone());
+        self.spawn(async move {
+            blobs.drive(&driven, feed).await;
+            blobs.lock().downloads.remove(&driven.digest());
+            driven.end();
+        });
+        Opened::Arriving(download)
+    }
+
+    /// Sees a download to its end.
+    async fn drive(&self, download: &Download, feed: Option<Feed>) {
+        let Some(torrent) = download.join(&self.node).await else { return };
+        let digest = download.digest();
+        let ladder = Ladder { download, torrent: &torrent, blobs: self };
+        let feeding = async {
+            download.follow(&self.node, &torrent, &self.origins, feed).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            ended = torrent.committed() => match ended {
+                Ok(_) => tracing::debug!(%digest, "blob is complete"),
+                Err(error) => tracing::warn!(%digest, %error, "torrent failed"),
+            },
+            () = ladder.run() => {}
+            () = feeding => {}
+            () = idle(download) => tracing::info!(%digest, "download is let go: nobody brings or wants it"),
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            shutdown.run_until_cancelled(work).await;
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl fmt::Debug for Blobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Blobs")
+    }
+}
+
+/// Returns when a download had neither readers nor progress for [`IDLE_TIMEOUT`].
+async fn idle(download: &Download) {
+    let mut before = None;
+    loop {
+        let now = download.partial().have().count();
+        if before == Some(now) && !download.has_readers() {
+            return;
+        }
+        before = Some(now);
+        tokio::time::sleep(IDLE_TIMEOUT).await;
+    }
+}
+
+fn unreachable_now(message: &str) -> UpstreamError {
+    UpstreamError::from_parts(shoal_registry::upstream::ErrorParts {
+        code: "UNAVAILABLE".to_owned(),
+        message: message.to_owned(),
+        ..Default::default()
+    })
+}

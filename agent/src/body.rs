@@ -1,0 +1,168 @@
+//! The bytes of an answer: slices of a blob in order, from wherever it is, with the text of multipart answers between.
+//!
+//! The front makes one for each answer. A body ends early with an error, and never cleanly short: hyper then closes the
+//! connection, and the client comes back for the rest.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, StreamBody};
+use shoal_meta::Digest;
+use shoal_registry::{Access, BlobBody, UpstreamError};
+use shoal_store::Blob;
+
+use crate::blobs::{Blobs, Opened};
+use crate::download::{ReadError, Reader, slice_length};
+use crate::metrics::Fallback;
+
+/// The body of any answer.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
+
+/// Says that a body ended early because every source failed; the connection is closed for it.
+#[derive(Debug, thiserror::Error)]
+#[error("every source of the blob failed")]
+pub(crate) struct Cut;
+
+/// A stretch of an answer.
+#[derive(Debug)]
+pub(crate) enum Stretch {
+    /// Words between the ranges.
+    Text(Bytes),
+    /// A range of the blob; not empty.
+    Blob(Range<u64>),
+}
+
+/// Reads a blob from wherever it is, and past the store when the store or the torrent fails.
+pub(crate) struct BlobReader {
+    blobs: Arc<Blobs>,
+    access: Access,
+    digest: Digest,
+    source: Source,
+}
+
+enum Source {
+    Stored(Blob),
+    Arriving(Reader),
+    /// The stream, where it stands, and what is left of its last piece of bytes; none before it is opened.
+    Upstream(Option<PassThrough>),
+}
+
+struct PassThrough {
+    body: BlobBody,
+    at: u64,
+    rest: Bytes,
+}
+
+impl BlobReader {
+    pub(crate) fn new(blobs: &Arc<Blobs>, access: &Access, digest: Digest, opened: Opened, from: u64) -> Self {
+        let source = match opened {
+            Opened::Stored(blob) => Source::Stored(blob),
+            Opened::Arriving(download) => Source::Arriving(download.reader(from)),
+            Opened::Upstream { .. } => Source::Upstream(None),
+        };
+        Self { blobs: blobs.clone(), access: access.clone(), digest, source }
+    }
+
+    /// Waits until the byte at `offset` is at hand: the last moment at which an answer can still be an error.
+    pub(crate) async fn ready(&mut self, offset: u64) -> Result<(), UpstreamError> {
+        match &mut self.source {
+            Source::Stored(_) => Ok(()),
+            Source::Arriving(reader) => match reader.ready(offset).await {
+                Ok(()) => Ok(()),
+                Err(ReadError::Exhausted(error)) => Err(error),
+                Err(ReadError::Broken) => self.pass_through(offset).await,
+            },
+            Source::Upstream(_) => self.pass_through(offset).await,
+        }
+    }
+
+    /// The bytes from `offset` on, not past `end`; at least one.
+    async fn read(&mut self, offset: u64, end: u64) -> Result<Bytes, Cut> {
+        if let Source::Stored(blob) = &self.source {
+            let bytes = blob.read(offset, slice_length(offset, end)).await;
+            match bytes {
+                Ok(bytes) => {
+                    self.blobs.counters.served_local.inc_by(bytes.len() as u64);
+                    return Ok(bytes);
+                }
+                Err(error) => tracing::error!(digest = %self.digest, %error, "cannot read a blob of the store"),
+            }
+        }
+        if let Source::Arriving(reader) = &mut self.source {
+            match reader.read(offset, end).await {
+                Ok(bytes) => {
+                    self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
+                    return Ok(bytes);
+                }
+                Err(ReadError::Exhausted(_)) => return Err(Cut),
+                Err(ReadError::Broken) => self.blobs.counters.fell_back(Fallback::Store),
+            }
+        }
+        self.read_past_the_store(offset, end).await.map_err(|error| {
+            tracing::warn!(digest = %self.digest, %error, "upstream failed in mid-blob");
+            Cut
+        })
+    }
+
+    /// Opens the stream from upstream at an offset, unless it stands there.
+    async fn pass_through(&mut self, offset: u64) -> Result<(), UpstreamError> {
+        if let Source::Upstream(Some(open)) = &self.source
+            && open.at == offset
+        {
+            return Ok(());
+        }
+        let body = self.blobs.upstream.blob(&self.access, &self.digest, offset).await?;
+        self.source = Source::Upstream(Some(PassThrough { body, at: offset, rest: Bytes::new() }));
+        Ok(())
+    }
+
+    async fn read_past_the_store(&mut self, offset: u64, end: u64) -> Result<Bytes, UpstreamError> {
+        self.pass_through(offset).await?;
+        let Source::Upstream(Some(open)) = &mut self.source else { return Err(ended_early()) };
+        while open.rest.is_empty() {
+            open.rest = open.body.next().await.ok_or_else(ended_early)??;
+        }
+        let length = open.rest.len().min(slice_length(offset, end) as usize);
+        let bytes = open.rest.split_to(length);
+        open.at += bytes.len() as u64;
+        self.blobs.counters.upstream_bytes.inc_by(bytes.len() as u64);
+        self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
+        Ok(bytes)
+    }
+}
+
+fn ended_early() -> UpstreamError {
+    UpstreamError::Protocol("the blob ended early".to_owned())
+}
+
+/// The body of an answer made of these stretches.
+pub(crate) fn body(reader: BlobReader, stretches: Vec<Stretch>) -> Body {
+    let state = (reader, VecDeque::from(stretches));
+    let frames = stream::try_unfold(state, |(mut reader, mut stretches)| async move {
+        let Some(stretch) = stretches.pop_front() else { return Ok(None) };
+        let bytes = match stretch {
+            Stretch::Text(text) => text,
+            Stretch::Blob(range) => {
+                let bytes = match reader.read(range.start, range.end).await {
+                    Ok(bytes) => bytes,
+                    Err(cut) => {
+                        reader.blobs.counters.bodies_cut.inc();
+                        return Err(cut);
+                    }
+                };
+                let next = range.start + bytes.len() as u64;
+                if next < range.end {
+                    stretches.push_front(Stretch::Blob(next..range.end));
+                }
+                bytes
+            }
+        };
+        Ok(Some((bytes, (reader, stretches))))
+    });
+    StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync()
+}

@@ -1,0 +1,115 @@
+//! What an agent is told: addresses, its store, where origins, trackers and registries are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
+use shoal_meta::Topology;
+use shoal_registry::RegistryConfig;
+
+/// The configuration of one agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where runtimes reach the registry front. Default `127.0.0.1:5050`: only this node's.
+    pub listen: SocketAddr,
+    /// Where health, metrics and status are served. Default `0.0.0.0:5052`.
+    pub admin_listen: SocketAddr,
+    /// Where peers connect. Default `0.0.0.0:5051`.
+    pub peer_listen: SocketAddr,
+    /// The address peers are told to dial; needed when `peer_listen` names no address. Default: `peer_listen`'s.
+    pub peer_advertise: Option<SocketAddr>,
+    /// The node's failure zone, as in `topology.kubernetes.io/zone`. Default: unknown.
+    pub zone: String,
+    /// The node's rack inside the zone. Default: unknown.
+    pub rack: String,
+    /// Origins, as `http://host:port`. Default: none; then every blob comes from upstream.
+    pub origins: Vec<String>,
+    /// Trackers, as `http://host:port`. Default: none; then peers are known from origins and each other only.
+    pub trackers: Vec<String>,
+    /// The directory of the store. Default `/var/lib/shoal/agent`.
+    pub store: PathBuf,
+    /// Most bytes of blobs kept. More keeps more for the neighbours. Default: 10 % of the disk, within 1 and 50 GiB.
+    pub store_max: Option<ByteSize>,
+    /// Bytes of the disk that are left free, whatever `store_max` says. Default 1 GiB.
+    pub free_floor: ByteSize,
+    /// Cap on what is sent to peers, such as `200mbit`. Default: none.
+    pub upload_rate: Option<Rate>,
+    /// Cap on what is received from peers. Default: none.
+    pub download_rate: Option<Rate>,
+    /// How long the piece a runtime waits for may make no progress before it is fetched from upstream. Lower reacts faster
+    /// to a dead swarm, and costs upstream copies when the swarm is only slow. Default 3 s.
+    pub stall_timeout: HumanDuration,
+    /// Registries that are not reached as `https://<name>/v2/`. Default: none.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// A Docker config file with credentials for requests that bring none. Default: none.
+    pub docker_config: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5050)),
+            admin_listen: SocketAddr::from(([0, 0, 0, 0], 5052)),
+            peer_listen: SocketAddr::from(([0, 0, 0, 0], 5051)),
+            peer_advertise: None,
+            zone: String::new(),
+            rack: String::new(),
+            origins: Vec::new(),
+            trackers: Vec::new(),
+            store: PathBuf::from("/var/lib/shoal/agent"),
+            store_max: None,
+            free_floor: ByteSize::gib(1),
+            upload_rate: None,
+            download_rate: None,
+            stall_timeout: HumanDuration(Duration::from_secs(3)),
+            registries: BTreeMap::new(),
+            docker_config: None,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// Naming the key, the value given and the values accepted.
+    pub fn validate(&self) -> Result<(), Rejected> {
+        let stall = self.stall_timeout.get();
+        if stall < Duration::from_millis(100) || stall > Duration::from_secs(60) {
+            return Err(Rejected::new("stall_timeout", self.stall_timeout, "100ms to 1m"));
+        }
+        if let Some(advertise) = self.peer_advertise
+            && (advertise.ip().is_unspecified() || advertise.port() == 0)
+        {
+            return Err(Rejected::new("peer_advertise", advertise, "an address and port that peers can dial"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        Topology { zone: self.zone.clone(), rack: self.rack.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_config_is_checked_once_and_the_key_is_named() {
+        let parse = |text| shoal_kit::config::parse::<Config>(text, Path::new("agent.toml"));
+        let config = parse("stall_timeout = \"1ms\"\n").unwrap();
+        let message = config.validate().unwrap_err().to_string();
+        assert_eq!(message, "config key `stall_timeout` = 1ms is refused: expected 100ms to 1m");
+        assert!(parse("upstream = \"x\"\n").is_err());
+        let registries = "[registries.\"localhost:5000\"]\nplain_http = true\n";
+        assert!(parse(registries).unwrap().registries["localhost:5000"].plain_http);
+        Config::default().validate().unwrap();
+    }
+}

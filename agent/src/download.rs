@@ -1,0 +1,358 @@
+//! One blob on its way in: its torrent, the metainfo that grows from the origin, and who waits for which piece.
+//!
+//! `blobs` makes one for each digest; bodies read through it; `fallback` watches over it. It lives until the blob is
+//! committed or its torrent fails, whatever becomes of the clients that asked for it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use shoal_meta::{Digest, Geometry, PieceIndex};
+use shoal_peer::{Node, Torrent};
+use shoal_registry::{Access, UpstreamError};
+use shoal_store::{Partial, Source};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::origin::{Feed, Origins, Update};
+
+/// Most bytes read from the store for one frame of a body.
+pub(crate) const SLICE_LENGTH_MAX: u64 = 256 * 1024;
+/// The first pause before the origin is asked for metainfo again; it doubles with each.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+/// The longest pause before the origin is asked for metainfo again.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// A blob on its way in.
+#[derive(Debug)]
+pub(crate) struct Download {
+    digest: Digest,
+    partial: Partial,
+    /// The access upstream let through last: what a fallback goes upstream with.
+    access: Mutex<Access>,
+    joined: watch::Sender<Joined>,
+    link: watch::Sender<Link>,
+    /// Why no source has what a reader needs, while that is so.
+    exhausted: watch::Sender<Option<UpstreamError>>,
+    readers: Mutex<Readers>,
+    readers_changed: Notify,
+    /// Cancelled when the download has ended, well or not.
+    pub(crate) over: CancellationToken,
+}
+
+/// Where the torrent stands.
+#[derive(Debug, Clone)]
+enum Joined {
+    /// What an earlier run left is being verified. Left for one of the others.
+    Joining,
+    /// The swarm works on it.
+    Torrent(Torrent),
+    /// The node could not take it in, or it has ended. Final.
+    Ended,
+}
+
+/// Where the metainfo stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Asked, or asked again after a break; no answer yet.
+    Asking,
+    /// The origin streams, or has sent every hash.
+    Live,
+    /// No origin answers; it is asked again after a pause.
+    Away,
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    next: u64,
+    /// The piece each reader is at.
+    at: BTreeMap<u64, u32>,
+    /// A client asked for the blob: it is completed even if the client leaves.
+    wanted: bool,
+}
+
+/// Why a reader gets no more bytes from here.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// No source has the piece now: swarm, origin and upstream failed.
+    Exhausted(UpstreamError),
+    /// The torrent failed or the disk did: the bytes can only come past the store.
+    Broken,
+}
+
+impl Download {
+    pub(crate) fn new(partial: Partial, access: Access, feed: Option<&Feed>) -> Arc<Self> {
+        let link = if feed.is_some() { Link::Live } else { Link::Asking };
+        Arc::new(Self {
+            digest: partial.digest(),
+            partial,
+            access: Mutex::new(access),
+            joined: watch::Sender::new(Joined::Joining),
+            link: watch::Sender::new(link),
+            exhausted: watch::Sender::new(None),
+            readers: Mutex::default(),
+            readers_changed: Notify::new(),
+            over: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.partial.geometry()
+    }
+
+    pub(crate) fn partial(&self) -> &Partial {
+        &self.partial
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access.lock().expect("nothing panics while it holds this lock").clone()
+    }
+
+    /// Another request was let through by upstream: go on with its credentials, which are fresher. Gives the reason if
+    /// every source had failed with these same credentials a moment ago.
+    pub(crate) fn renew(&self, access: &Access) -> Result<(), UpstreamError> {
+        let mut current = self.access.lock().expect("nothing panics while it holds this lock");
+        if *current != *access {
+            current.clone_from(access);
+            self.exhausted.send_replace(None);
+        }
+        match &*self.exhausted.borrow() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// A client asked for the blob itself, not for a layer below it.
+    pub(crate) fn want(&self) {
+        self.lock().wanted = true;
+        self.readers_changed.notify_waiters();
+    }
+
+    /// Whether a client asked for the blob itself.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.lock().wanted
+    }
+
+    /// The piece somebody needs next: the first one missing for the reader furthest behind, or for the blob to be whole.
+    pub(crate) fn needed(&self) -> Option<PieceIndex> {
+        let have = self.partial.have();
+        let readers = self.lock();
+        let of_readers = readers.at.values().filter_map(|at| have.first_missing(*at)).min();
+        let needed = of_readers.or_else(|| readers.wanted.then(|| have.first_missing(0)).flatten());
+        needed.and_then(|index| self.geometry().piece(index))
+    }
+
+    pub(crate) fn has_readers(&self) -> bool {
+        !self.lock().at.is_empty()
+    }
+
+    /// Waits until readers come, move or leave.
+    pub(crate) async fn readers_changed(&self) {
+        self.readers_changed.notified().await;
+    }
+
+    pub(crate) fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    /// Tells the readers that every source failed; without readers nobody tries again before one comes.
+    pub(crate) fn set_exhausted(&self, error: UpstreamError) {
+        self.lock().wanted = false;
+        self.exhausted.send_replace(Some(error));
+    }
+
+    pub(crate) fn clear_exhausted(&self) {
+        self.exhausted.send_replace(None);
+    }
+
+    /// Verifies what an earlier run left, joins the swarm, and lets the readers know.
+    pub(crate) async fn join(&self, node: &Node) -> Option<Torrent> {
+        if let Err(error) = self.partial.recheck().await {
+            tracing::warn!(digest = %self.digest, %error, "cannot verify what was left of a blob");
+        }
+        match node.join(self.partial.clone()).await {
+            Ok(torrent) => {
+                self.joined.send_replace(Joined::Torrent(torrent.clone()));
+                Some(torrent)
+            }
+            Err(error) => {
+                tracing::warn!(digest = %self.digest, %error, "cannot join the swarm");
+                None
+            }
+        }
+    }
+
+    /// The download has ended; readers that still wait learn of it.
+    pub(crate) fn end(&self) {
+        self.joined.send_replace(Joined::Ended);
+        self.over.cancel();
+    }
+
+    /// Takes in the metainfo as it grows, and asks again when the stream breaks. Returns when every hash is known.
+    pub(crate) async fn follow(&self, node: &Node, torrent: &Torrent, origins: &Origins, mut feed: Option<Feed>) {
+        let mut backoff = BACKOFF_FIRST;
+        while !self.partial.metainfo().is_complete() {
+            let next = match feed.take() {
+                Some(feed) => Ok(feed),
+                None => origins.metainfo(&self.access(), &self.digest, self.partial.metainfo().known()).await,
+            };
+            match next {
+                Ok(feed) if feed.geometry.is_some_and(|cut| is_same_cut(cut, self.geometry())) => {
+                    self.link.send_replace(Link::Live);
+                    let known = self.partial.metainfo().known();
+                    self.take_in(node, torrent, feed).await;
+                    if self.partial.metainfo().known() > known {
+                        backoff = BACKOFF_FIRST;
+                        self.link.send_replace(Link::Asking);
+                        continue;
+                    }
+                }
+                Ok(_) => tracing::warn!(digest = %self.digest, "origin cuts this blob differently"),
+                Err(error) => tracing::debug!(digest = %self.digest, %error, "no metainfo from the origin"),
+            }
+            self.link.send_replace(Link::Away);
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        self.link.send_replace(Link::Live);
+    }
+
+    /// Reads one stream to its end or its break.
+    async fn take_in(&self, node: &Node, torrent: &Torrent, mut feed: Feed) {
+        if let Some(peer) = feed.peer.take() {
+            node.add_peers(self.digest, vec![peer]);
+        }
+        loop {
+            match feed.next().await {
+                Ok(Some(Update::Hashes { first, hashes })) => {
+                    if let Err(error) = torrent.extend_hashes(first, hashes).await {
+                        tracing::warn!(digest = %self.digest, %error, "origin's piece hashes do not fit");
+                        return;
+                    }
+                }
+                Ok(Some(Update::Complete) | None) => return,
+                Err(error) => {
+                    tracing::debug!(digest = %self.digest, %error, "metainfo stream broke");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Begins to read at an offset.
+    pub(crate) fn reader(self: &Arc<Self>, from: u64) -> Reader {
+        let at = self.geometry().piece_at(from).map_or(0, PieceIndex::get);
+        let ticket = {
+            let mut readers = self.lock();
+            readers.next += 1;
+            let ticket = readers.next;
+            readers.at.insert(ticket, at);
+            ticket
+        };
+        self.readers_changed.notify_waiters();
+        Reader { download: self.clone(), ticket, torrent: None, ready: None }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Readers> {
+        self.readers.lock().expect("nothing panics while it holds this lock")
+    }
+
+    async fn torrent(&self) -> Option<Torrent> {
+        let mut joined = self.joined.subscribe();
+        let state = joined.wait_for(|state| !matches!(state, Joined::Joining)).await.ok()?;
+        match &*state {
+            Joined::Torrent(torrent) => Some(torrent.clone()),
+            Joined::Joining | Joined::Ended => None,
+        }
+    }
+}
+
+/// Reads a blob in order while it arrives. While it lives the swarm prefers the pieces ahead of it.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    download: Arc<Download>,
+    ticket: u64,
+    torrent: Option<(Torrent, shoal_peer::Reader, Source)>,
+    /// The piece known to be verified.
+    ready: Option<PieceIndex>,
+}
+
+impl Reader {
+    /// Waits until the byte at `offset` can be read.
+    ///
+    /// # Errors
+    /// When every source failed, or the torrent did.
+    pub(crate) async fn ready(&mut self, offset: u64) -> Result<(), ReadError> {
+        let Some(piece) = self.download.geometry().piece_at(offset) else { return Ok(()) };
+        if self.ready == Some(piece) {
+            return Ok(());
+        }
+        let mut exhausted = self.download.exhausted.subscribe();
+        let download = self.download.clone();
+        if let Some(at) = download.lock().at.get_mut(&self.ticket) {
+            *at = piece.get();
+        }
+        let arrives = async {
+            if self.torrent.is_none() {
+                let torrent = download.torrent().await.ok_or(ReadError::Broken)?;
+                let window = torrent.reader(offset);
+                let source = torrent.read_source();
+                self.torrent = Some((torrent, window, source));
+            }
+            let (torrent, window, _) = self.torrent.as_mut().ok_or(ReadError::Broken)?;
+            window.advance(offset);
+            torrent.wait_piece(piece).await.map_err(|_| ReadError::Broken)
+        };
+        let fails = async {
+            match exhausted.wait_for(Option::is_some).await {
+                Ok(error) => error.clone(),
+                Err(_) => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            arrived = arrives => arrived?,
+            Some(error) = fails => return Err(ReadError::Exhausted(error)),
+        }
+        self.ready = Some(piece);
+        Ok(())
+    }
+
+    /// Reads the bytes from `offset` on: at least one, at most [`SLICE_LENGTH_MAX`], never past `end` or the piece.
+    ///
+    /// # Errors
+    /// When every source failed, or the torrent or the disk did.
+    pub(crate) async fn read(&mut self, offset: u64, end: u64) -> Result<Bytes, ReadError> {
+        self.ready(offset).await?;
+        let piece_end = self.ready.map_or(end, |piece| self.download.geometry().piece_range(piece).end);
+        let length = slice_length(offset, end.min(piece_end));
+        let (_, _, source) = self.torrent.as_ref().ok_or(ReadError::Broken)?;
+        source.read(offset, length).await.map_err(|error| {
+            tracing::warn!(digest = %self.download.digest, %error, "cannot read a verified piece");
+            ReadError::Broken
+        })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.download.lock().at.remove(&self.ticket);
+        self.download.readers_changed.notify_waiters();
+    }
+}
+
+/// Whether pieces are the same; blocks are cut for the wire only.
+fn is_same_cut(a: Geometry, b: Geometry) -> bool {
+    (a.length(), a.piece_length()) == (b.length(), b.piece_length())
+}
+
+/// The length of the next slice of a body.
+pub(crate) fn slice_length(offset: u64, end: u64) -> u32 {
+    u32::try_from(end.saturating_sub(offset).min(SLICE_LENGTH_MAX)).unwrap_or(0)
+}

@@ -1,0 +1,330 @@
+//! The client of the origins: which one owns a digest, failover to the next, and upstream's own words carried back.
+//!
+//! Called by the rooms that need metainfo, manifests or leave to serve. It does not go upstream and knows no HTTP.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use prost::Message as _;
+use shoal_kit::Rejected;
+use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, rendezvous_order};
+use shoal_proto::UPSTREAM_ERROR_METADATA;
+use shoal_proto::origin::v1::metainfo_update::Update as Wire;
+use shoal_proto::origin::v1::origin_client::OriginClient;
+use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
+use shoal_registry::upstream::ErrorParts;
+use shoal_registry::{Access, MANIFEST_LENGTH_MAX, Reference, UpstreamError};
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// How long a connection to an origin may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A call in flight pings a silent origin this often, and gives the connection up after as long again without an answer.
+const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
+/// How long an origin that answers pings may take to begin a metainfo stream.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an unreachable origin is left alone at first; it doubles with each failure.
+const AWAY_FIRST: Duration = Duration::from_secs(1);
+/// The longest an unreachable origin is left alone.
+const AWAY_MAX: Duration = Duration::from_secs(30);
+
+/// Why the origins did not give what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum OriginError {
+    /// The origin asked upstream, and this is what upstream said.
+    #[error("the origin reports that {0}")]
+    Upstream(UpstreamError),
+    /// No origin answered, or what it said made no sense. The origin's fault; retryable, or go upstream directly.
+    #[error("no origin can be reached")]
+    Away,
+}
+
+/// Whether upstream decided, rather than failed. 429 is one: the cluster heeds it as a whole.
+pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
+    match error {
+        UpstreamError::Unauthorized { .. }
+        | UpstreamError::Denied { .. }
+        | UpstreamError::NotFound { .. }
+        | UpstreamError::RateLimited { .. } => true,
+        UpstreamError::Server { .. }
+        | UpstreamError::Refused { .. }
+        | UpstreamError::Transport(_)
+        | UpstreamError::Timeout { .. }
+        | UpstreamError::Protocol(_)
+        | UpstreamError::TooLong { .. }
+        | UpstreamError::Request(_) => false,
+    }
+}
+
+/// The origins of the cluster; perhaps none.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    url: String,
+    client: OriginClient<Channel>,
+    health: Mutex<Health>,
+}
+
+/// An endpoint that failed is left alone until `resume_at`; the first call after that probes it while others stay away.
+#[derive(Debug, Default)]
+struct Health {
+    failures: u32,
+    resume_at: Option<Instant>,
+}
+
+/// A blob's metainfo as an origin streams it.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    /// The blob's cut; none of an empty blob, which has no pieces.
+    pub(crate) geometry: Option<Geometry>,
+    /// The origin as a peer.
+    pub(crate) peer: Option<PeerInfo>,
+    updates: Streaming<MetainfoUpdate>,
+}
+
+/// What a [`Feed`] brings after its header.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// The hashes of pieces `first..`.
+    Hashes {
+        /// The first piece.
+        first: u32,
+        /// One hash for each piece.
+        hashes: Vec<PieceHash>,
+    },
+    /// The origin has checked the whole blob.
+    Complete,
+}
+
+impl Origins {
+    /// Prepares connections; none is made before the first call. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When an address is not `http://host:port`.
+    pub(crate) fn new(urls: &[String]) -> Result<Self, Rejected> {
+        let endpoints = urls.iter().map(|url| {
+            let endpoint = tonic::transport::Endpoint::from_shared(url.clone())
+                .ok()
+                .filter(|endpoint| endpoint.uri().scheme_str() == Some("http") && endpoint.uri().authority().is_some())
+                .ok_or_else(|| Rejected::new("origins", url, "addresses such as http://origin.shoal:7500"))?;
+            let channel = endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE)
+                .tcp_nodelay(true)
+                .connect_lazy();
+            let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
+            Ok(Endpoint { url: url.clone(), client, health: Mutex::default() })
+        });
+        Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether an origin is configured and thought to be up.
+    pub(crate) fn is_up(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.lock().resume_at.is_none())
+    }
+
+    /// Asks for a manifest.
+    pub(crate) async fn resolve(
+        &self,
+        access: &Access,
+        reference: &Reference,
+        head: bool,
+        accept: &[String],
+        patience: Duration,
+    ) -> Result<proto::ResolveResponse, OriginError> {
+        let request = proto::ResolveRequest {
+            access: Some(access_to_proto(access)),
+            reference: reference.to_string(),
+            head,
+            accept: accept.to_vec(),
+        };
+        let key = format!("{}:{reference}", access.repository);
+        self.call(key.as_bytes(), patience, |mut client| {
+            let request = request.clone();
+            async move { client.resolve(request).await.map(tonic::Response::into_inner) }
+        })
+        .await
+    }
+
+    /// Asks whether upstream lets this access have a blob; says for how long the answer holds.
+    pub(crate) async fn authorize(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        patience: Duration,
+    ) -> Result<Duration, OriginError> {
+        let request = proto::AuthorizeRequest { access: Some(access_to_proto(access)), digest: digest.to_string() };
+        self.call(digest.as_bytes(), patience, |mut client| {
+            let request = request.clone();
+            async move {
+                let answer = client.authorize(request).await?.into_inner();
+                Ok(Duration::from_millis(answer.valid_ms.into()))
+            }
+        })
+        .await
+    }
+
+    /// Opens a blob's metainfo from a piece on, and waits for its header. A silent origin is given up by its pings.
+    pub(crate) async fn metainfo(&self, access: &Access, digest: &Digest, first: u32) -> Result<Feed, OriginError> {
+        let request = proto::MetainfoRequest {
+            access: Some(access_to_proto(access)),
+            digest: digest.to_string(),
+            first_piece: first,
+        };
+        self.call(digest.as_bytes(), HEADER_TIMEOUT, |mut client| {
+            let request = request.clone();
+            async move {
+                let mut updates = client.metainfo(request).await?.into_inner();
+                match updates.message().await?.and_then(|message| message.update) {
+                    Some(Wire::Header(header)) => feed(&header, updates),
+                    Some(Wire::Hashes(_) | Wire::Complete(_)) | None => {
+                        Err(Status::internal("a metainfo stream begins with its header"))
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Tries the origins in the order in which they own the key.
+    async fn call<T, F: Future<Output = Result<T, Status>> + Send>(
+        &self,
+        key: &[u8],
+        patience: Duration,
+        ask: impl Fn(OriginClient<Channel>) -> F + Send,
+    ) -> Result<T, OriginError> {
+        let urls: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
+        for url in rendezvous_order(key, &urls) {
+            let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.url == url) else { continue };
+            if !endpoint.admits() {
+                continue;
+            }
+            match timeout(patience, ask(endpoint.client.clone())).await {
+                Ok(Ok(answer)) => {
+                    endpoint.succeeded();
+                    return Ok(answer);
+                }
+                Ok(Err(status)) => match upstream_error(&status) {
+                    Some(error) => {
+                        endpoint.succeeded();
+                        return Err(OriginError::Upstream(error));
+                    }
+                    None if is_outage(&status) => endpoint.failed(&status),
+                    None => tracing::warn!(origin = url, error = %status.message(), "origin refuses a call"),
+                },
+                Err(_) => tracing::debug!(origin = url, "origin is slow"),
+            }
+        }
+        Err(OriginError::Away)
+    }
+}
+
+impl Endpoint {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Whether to try it now. The one that may after a pause is the probe; others wait for its outcome.
+    fn admits(&self) -> bool {
+        let mut health = self.lock();
+        let now = Instant::now();
+        match health.resume_at {
+            None => true,
+            Some(at) if at <= now => {
+                health.resume_at = Some(now + CONNECT_TIMEOUT + 2 * KEEP_ALIVE);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn succeeded(&self) {
+        let mut health = self.lock();
+        if health.failures > 0 {
+            tracing::info!(origin = self.url, "origin is back");
+        }
+        *health = Health::default();
+    }
+
+    fn failed(&self, status: &Status) {
+        let mut health = self.lock();
+        let pause = AWAY_FIRST.saturating_mul(1 << health.failures.min(10)).min(AWAY_MAX);
+        if health.failures == 0 {
+            tracing::warn!(origin = self.url, error = %status.message(), "origin does not answer");
+        }
+        // Calls that were in flight together fail together: that is one failure.
+        if health.resume_at.is_none_or(|at| at <= Instant::now()) || health.failures == 0 {
+            health.failures += 1;
+        }
+        health.resume_at = Some(Instant::now() + pause);
+    }
+}
+
+impl Feed {
+    /// The next update; `None` when the stream ended without `Complete`.
+    pub(crate) async fn next(&mut self) -> Result<Option<Update>, OriginError> {
+        let Some(message) = self.updates.next().await else { return Ok(None) };
+        let message = message.map_err(|status| match upstream_error(&status) {
+            Some(error) => OriginError::Upstream(error),
+            None => OriginError::Away,
+        })?;
+        match message.update {
+            Some(Wire::Hashes(hashes)) => {
+                let (list, rest) = hashes.sha256.as_chunks::<32>();
+                if !rest.is_empty() {
+                    return Err(OriginError::Away);
+                }
+                let hashes_list = list.iter().map(|hash| PieceHash(*hash)).collect();
+                Ok(Some(Update::Hashes { first: hashes.first_piece, hashes: hashes_list }))
+            }
+            Some(Wire::Complete(_)) => Ok(Some(Update::Complete)),
+            Some(Wire::Header(_)) | None => Err(OriginError::Away),
+        }
+    }
+}
+
+fn feed(header: &proto::metainfo_update::Header, updates: Streaming<MetainfoUpdate>) -> Result<Feed, Status> {
+    let geometry = match header.length_bytes {
+        0 => None,
+        length => Some(
+            Geometry::new(length, header.piece_length_bytes).map_err(|error| Status::internal(error.to_string()))?,
+        ),
+    };
+    let peer = shoal_proto::peer_from_proto(header.origin.as_ref()).ok();
+    Ok(Feed { geometry, peer, updates })
+}
+
+fn access_to_proto(access: &Access) -> proto::Access {
+    let Access { repository, authorization } = access;
+    let authorization = authorization.as_ref().map(shoal_registry::Secret::expose);
+    shoal_proto::access(&repository.registry, &repository.name, authorization)
+}
+
+/// Whether the origin, or the way there, is broken: such a status is made here, with its cause. One that the origin sent
+/// has none: it is alive.
+fn is_outage(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
+/// What upstream said, if the origin relays it. A bare `NOT_FOUND` or the like is the origin's own confusion.
+fn upstream_error(status: &Status) -> Option<UpstreamError> {
+    if status.code() == Code::Ok {
+        return None;
+    }
+    let bytes = status.metadata().get_bin(UPSTREAM_ERROR_METADATA)?.to_bytes().ok()?;
+    let message = proto::UpstreamError::decode(bytes).ok()?;
+    Some(UpstreamError::from_parts(ErrorParts {
+        status: u16::try_from(message.status).unwrap_or(0),
+        code: message.code,
+        message: message.message,
+        www_authenticate: Some(message.www_authenticate).filter(|challenge| !challenge.is_empty()),
+        retry_after: (message.retry_after_ms > 0).then(|| Duration::from_millis(message.retry_after_ms.into())),
+    }))
+}

@@ -1,0 +1,143 @@
+//! What an agent says of itself: the status page, the demonstration's bars, and the metrics kept by node and store.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use shoal_kit::Metrics;
+
+use crate::blobs::Blobs;
+
+/// An agent at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Payload received, by where it came from.
+    pub received: ReceivedBytes,
+    /// Payload received for nothing, in bytes: twice, bad or given up.
+    pub wasted_bytes: u64,
+    /// Payload sent to peers, in bytes.
+    pub sent_bytes: u64,
+    /// Connected peers.
+    pub peers: usize,
+    /// Whether an origin is configured and thought to be up.
+    pub origin_up: bool,
+    /// Bytes of the store taken.
+    pub store_bytes: u64,
+    /// Most bytes the store may take.
+    pub store_max_bytes: u64,
+    /// Blobs held whole.
+    pub blobs: usize,
+    /// Blobs on their way.
+    pub torrents: Vec<TorrentStatus>,
+}
+
+/// Payload in bytes, by where it came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ReceivedBytes {
+    /// Was on the node before it was asked for; counted as it is served.
+    pub local: u64,
+    /// From agents of the same zone.
+    pub same_zone: u64,
+    /// From agents of other zones.
+    pub other_zone: u64,
+    /// From origins.
+    pub origin: u64,
+    /// From upstream directly.
+    pub upstream: u64,
+}
+
+/// A blob on its way.
+#[derive(Debug, Clone, Serialize)]
+pub struct TorrentStatus {
+    /// The blob.
+    pub digest: String,
+    /// Its length in bytes.
+    pub length_bytes: u64,
+    /// Pieces verified on disk.
+    pub have: u32,
+    /// Pieces of the blob.
+    pub pieces: u32,
+    /// Pieces whose hash is known.
+    pub known: u32,
+    /// Whether a client asked for it; else it is fetched ahead.
+    pub wanted: bool,
+}
+
+impl Status {
+    pub(crate) fn of(blobs: &Blobs) -> Self {
+        let (node, usage) = (blobs.node.status(), blobs.store.usage());
+        let torrents = blobs.downloads().into_iter().map(|download| {
+            let (geometry, metainfo) = (download.geometry(), download.partial().metainfo());
+            TorrentStatus {
+                digest: download.digest().to_string(),
+                length_bytes: geometry.length(),
+                have: download.partial().have().count(),
+                pieces: geometry.piece_count(),
+                known: metainfo.known(),
+                wanted: download.is_wanted(),
+            }
+        });
+        Self {
+            received: ReceivedBytes {
+                local: blobs.counters.served_local.get(),
+                same_zone: node.received.same_zone,
+                other_zone: node.received.other_zone,
+                origin: node.received.origin,
+                upstream: blobs.counters.upstream_bytes.get(),
+            },
+            wasted_bytes: node.wasted.duplicate + node.wasted.bad_piece + node.wasted.dropped,
+            sent_bytes: node.sent_bytes,
+            peers: node.connections,
+            origin_up: blobs.origins.is_up(),
+            store_bytes: usage.bytes,
+            store_max_bytes: usage.budget_bytes,
+            blobs: usage.blobs,
+            torrents: torrents.collect(),
+        }
+    }
+}
+
+/// Exposes what node and store count, asked for at each scrape.
+pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
+    let bytes = "Payload received, by where it came from; local is counted as it is served.";
+    let wasted = "Payload received for nothing, by cause.";
+    let sources: [(&str, &str, &str, fn(&Blobs) -> u64); 8] = [
+        ("bytes_total", bytes, "local", |blobs| blobs.counters.served_local.get()),
+        ("bytes_total", bytes, "peer_same_zone", |blobs| blobs.node.status().received.same_zone),
+        ("bytes_total", bytes, "peer_other_zone", |blobs| blobs.node.status().received.other_zone),
+        ("bytes_total", bytes, "origin", |blobs| blobs.node.status().received.origin),
+        ("bytes_total", bytes, "upstream", |blobs| blobs.counters.upstream_bytes.get()),
+        ("wasted_bytes_total", wasted, "duplicate", |blobs| blobs.node.status().wasted.duplicate),
+        ("wasted_bytes_total", wasted, "bad_piece", |blobs| blobs.node.status().wasted.bad_piece),
+        ("wasted_bytes_total", wasted, "dropped", |blobs| blobs.node.status().wasted.dropped),
+    ];
+    for (name, help, value, read) in sources {
+        let label = if name == "bytes_total" { "source" } else { "cause" };
+        let blobs = blobs.clone();
+        metrics.counter_fn(name, help, &[(label, value)], move || read(&blobs));
+    }
+    let counters: [(&str, &str, fn(&Blobs) -> u64); 5] = [
+        ("sent_bytes_total", "Payload sent to peers.", |blobs| blobs.node.status().sent_bytes),
+        ("pieces_total", "Pieces verified and written.", |blobs| blobs.node.status().verified_pieces),
+        ("committed_blobs_total", "Blobs that became whole.", |blobs| blobs.node.status().committed_blobs),
+        ("violations_total", "Connections closed for what the peer did.", |blobs| blobs.node.status().violations),
+        ("cache_evictions_total", "Blobs and partials evicted.", |blobs| blobs.store.usage().evictions),
+    ];
+    for (name, help, read) in counters {
+        let blobs = blobs.clone();
+        metrics.counter_fn(name, help, &[], move || read(&blobs));
+    }
+    let gauges: [(&str, &str, fn(&Blobs) -> u64); 7] = [
+        ("peers", "Connected peers.", |blobs| blobs.node.status().connections as u64),
+        ("torrents", "Open torrents.", |blobs| blobs.node.status().torrents as u64),
+        ("leeching", "Torrents still downloading.", |blobs| blobs.node.status().leeching as u64),
+        ("trackers_up", "Trackers that answered last time.", |blobs| blobs.node.status().trackers_up as u64),
+        ("origin_up", "Whether an origin is thought to be up.", |blobs| blobs.origins.is_up().into()),
+        ("cache_bytes", "Bytes of the store taken.", |blobs| blobs.store.usage().bytes),
+        ("cache_blobs", "Blobs held whole.", |blobs| blobs.store.usage().blobs as u64),
+    ];
+    for (name, help, read) in gauges {
+        let blobs = blobs.clone();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        metrics.gauge_fn(name, help, &[], move || read(&blobs) as f64);
+    }
+}

@@ -1,0 +1,161 @@
+//! The ladder: what happens when the swarm, the origin or upstream fail, before and after headers.
+
+use std::time::{Duration, Instant};
+
+use shoal_registry::embedded::{Fault, Options};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::rig::{LOCAL, Rig, blob, eventually, get, get_range, manifest};
+
+/// Accepts and never says a word. Dropping it ends it.
+async fn black_hole() -> (String, TcpListener) {
+    let listener = TcpListener::bind(LOCAL).await.unwrap();
+    (format!("http://{}", listener.local_addr().unwrap()), listener)
+}
+
+#[tokio::test]
+async fn an_origin_that_is_gone_costs_no_time() {
+    let rig = Rig::start(Options::default()).await;
+    let (url, listener) = black_hole().await;
+    drop(listener);
+    let agent = rig.agent(|config| config.origins = vec![url]).await;
+    let began = Instant::now();
+    assert_eq!(get(&agent, &manifest("v1")).await.digest(), rig.image.manifest);
+    for layer in &rig.image.layers {
+        assert_eq!(get(&agent, &blob(layer)).await.digest(), *layer);
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(!agent.status().origin_up);
+}
+
+#[tokio::test]
+async fn an_origin_that_is_a_black_hole_costs_seconds_once() {
+    let rig = Rig::start(Options::default()).await;
+    let (url, listener) = black_hole().await;
+    let swallowing = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let agent = rig.agent(|config| config.origins = vec![url]).await;
+    let began = Instant::now();
+    let layer = rig.image.layers[0];
+    assert_eq!(get(&agent, &blob(&layer)).await.digest(), layer);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    eventually("the origin is known to be away", || !agent.status().origin_up).await;
+    let again = Instant::now();
+    let layer = rig.image.layers[1];
+    assert_eq!(get(&agent, &blob(&layer)).await.digest(), layer);
+    assert!(again.elapsed() < Duration::from_secs(4), "{:?}", again.elapsed());
+    swallowing.abort();
+}
+
+#[tokio::test]
+async fn an_upstream_that_cuts_is_resumed_at_the_same_offset() {
+    let rig = Rig::start(Options::default()).await;
+    let agent = rig.agent(|_| {}).await;
+    let layer = rig.image.layers[0];
+    rig.registry.inject("GET /v2/app/blobs/", 2, Fault::Cut { after: 500_000 });
+    let answer = get(&agent, &blob(&layer)).await;
+    assert!(answer.whole && answer.digest() == layer);
+    assert_eq!(rig.sent(&layer).1, rig.content(&layer).len() as u64);
+}
+
+/// Reads one answer raw: what came, and whether the connection ended with FIN and not with a reset.
+async fn raw(agent: &shoal_agent::Running, path: &str) -> (Vec<u8>, bool) {
+    let mut stream = TcpStream::connect(agent.front_addr()).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: agent\r\n\r\n").as_bytes()).await.unwrap();
+    let mut received = Vec::new();
+    let ended = tokio::time::timeout(crate::rig::DEADLINE, stream.read_to_end(&mut received)).await.unwrap();
+    (received, ended.is_ok())
+}
+
+#[tokio::test]
+async fn when_all_fails_in_mid_blob_the_body_is_cut_with_fin_and_the_resume_is_503() {
+    let rig = Rig::start(Options { rate: Some(2 << 20), ..Options::default() }).await;
+    let agent = rig.agent(|_| {}).await;
+    let layer = rig.image.layers[0];
+    rig.registry.inject("GET /v2/app/blobs/", 1, Fault::Cut { after: 1_000_000 });
+    rig.registry.inject("GET /v2/app/blobs/", 1_000, Fault::Status { status: 500, retry_after: None });
+    let (received, fin) = raw(&agent, &blob(&layer)).await;
+    assert!(fin, "a reset takes back bytes the client has not read yet");
+    let text = String::from_utf8_lossy(&received[..400]);
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    let body = &received[received.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4..];
+    assert!(!body.is_empty() && rig.content(&layer).starts_with(body) && body.len() < rig.content(&layer).len());
+    let resume = get_range(&agent, &blob(&layer), &format!("bytes={}-", body.len())).await;
+    assert_eq!(resume.status, 503);
+}
+
+#[tokio::test]
+async fn when_upstream_is_back_the_blob_goes_on_where_it_stood() {
+    let rig = Rig::start(Options::default()).await;
+    let agent = rig.agent(|_| {}).await;
+    let layer = rig.image.layers[0];
+    rig.registry.inject("GET /v2/app/blobs/", 1, Fault::Cut { after: 1_500_000 });
+    rig.registry.inject("GET /v2/app/blobs/", 2, Fault::Status { status: 500, retry_after: None });
+    let cut = get(&agent, &blob(&layer)).await;
+    assert!(!cut.whole);
+    let resume = async {
+        loop {
+            let answer = get_range(&agent, &blob(&layer), &format!("bytes={}-", cut.body.len())).await;
+            if answer.status == 206 {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let rest = tokio::time::timeout(crate::rig::DEADLINE, resume).await.unwrap();
+    assert!(rest.whole && rest.body == rig.content(&layer)[cut.body.len()..]);
+    eventually("the blob is whole", || agent.status().blobs == 1).await;
+}
+
+#[tokio::test]
+async fn a_store_without_room_lets_blobs_through() {
+    let rig = Rig::start(Options::default()).await;
+    let agent = rig.agent(|config| config.store_max = Some(shoal_kit::ByteSize::mib(2))).await;
+    let layer = rig.image.layers[0];
+    let answer = get(&agent, &blob(&layer)).await;
+    assert!(answer.whole && answer.digest() == layer);
+    let range = get_range(&agent, &blob(&layer), "bytes=2000000-").await;
+    assert!(range.status == 206 && range.body == rig.content(&layer)[2_000_000..]);
+    assert_eq!(agent.status().blobs, 0);
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_upstream_are_never_kept() {
+    let rig = Rig::start(Options::default()).await;
+    let agent = rig.agent(|_| {}).await;
+    let layer = rig.image.layers[1];
+    rig.registry.inject("GET /v2/app/blobs/", 1, Fault::Corrupt);
+    get(&agent, &blob(&layer)).await;
+    eventually("the bad copy is thrown away", || agent.status().torrents.is_empty()).await;
+    assert_eq!(agent.status().blobs, 0);
+    let answer = get(&agent, &blob(&layer)).await;
+    assert!(answer.whole && answer.digest() == layer);
+}
+
+#[tokio::test]
+async fn what_a_killed_agent_had_is_not_fetched_again() {
+    let rig = Rig::start(Options { rate: Some(2 << 20), ..Options::default() }).await;
+    let layer = rig.image.layers[0];
+    let mut kept = None;
+    let first = rig.agent(|config| kept = Some(config.store.clone())).await;
+    let path = blob(&layer);
+    let pull = tokio::time::timeout(Duration::from_millis(900), get(&first, &path)).await;
+    assert!(pull.is_err(), "the pull was meant to be slow");
+    let had = first.status().torrents.first().map_or(0, |torrent| torrent.have);
+    assert!(had > 0);
+    rig.stop_agents();
+    first.stopped().await;
+
+    let before = rig.sent(&layer).1;
+    let second = rig.agent(|config| config.store = kept.unwrap()).await;
+    let answer = get(&second, &path).await;
+    assert!(answer.whole && answer.digest() == layer);
+    let fetched = rig.sent(&layer).1 - before;
+    let lacked = rig.content(&layer).len() as u64 - u64::from(had) * 262_144;
+    assert!(fetched <= lacked, "{fetched} bytes fetched, {had} pieces had");
+}

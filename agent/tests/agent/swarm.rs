@@ -1,0 +1,96 @@
+//! Several agents with a real origin and tracker: one copy leaves the registry, and the rest is swapped.
+
+use std::time::Duration;
+
+use shoal_registry::embedded::Options;
+use tokio_util::sync::CancellationToken;
+
+use crate::rig::{Rig, blob, eventually, get, manifest};
+
+#[tokio::test]
+async fn agents_that_pull_together_take_one_copy_from_upstream() {
+    let rig = Rig::with_layers(Options::default(), &[8 << 20]).await;
+    let tracker = rig.tracker(rig.shutdown.child_token()).await;
+    let trackers = vec![format!("http://{}", tracker.addr)];
+    let origin = rig.origin(rig.shutdown.child_token(), trackers.clone()).await;
+    let origins = vec![format!("http://{}", origin.grpc_addr)];
+    let mut agents = Vec::new();
+    for _ in 0..3 {
+        let (origins, trackers) = (origins.clone(), trackers.clone());
+        agents.push(rig.agent(|config| (config.origins, config.trackers) = (origins, trackers)).await);
+    }
+    let layer = rig.image.layers[0];
+    let path = blob(&layer);
+    let answers = futures_util::future::join_all(agents.iter().map(|agent| get(agent, &path))).await;
+    assert!(answers.iter().all(|answer| answer.whole && answer.digest() == layer));
+    assert_eq!(rig.sent(&layer), (1, 8 << 20));
+    assert!(agents.iter().all(|agent| agent.status().received.upstream == 0));
+}
+
+#[tokio::test]
+async fn the_body_flows_while_the_origin_is_still_fetching() {
+    let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[16 << 20]).await;
+    let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    let layer = rig.image.layers[0];
+    let first = crate::rig::first_bytes(&agent, &blob(&layer)).await;
+    let arrived = rig.sent(&layer).1;
+    assert!(first > 0);
+    assert!(arrived < 4 << 20, "{arrived} bytes had left the registry when the first byte came");
+}
+
+#[tokio::test]
+async fn an_origin_killed_in_mid_blob_is_replaced_by_upstream() {
+    let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[8 << 20]).await;
+    let stop = CancellationToken::new();
+    let origin = rig.origin(stop.clone(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    let layer = rig.image.layers[0];
+    let path = blob(&layer);
+    let pull = async { get(&agent, &path).await };
+    let kill = async {
+        eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
+        stop.cancel();
+        origin.stopped().await;
+    };
+    let (answer, ()) = tokio::join!(pull, kill);
+    assert!(answer.whole && answer.digest() == layer);
+    assert!(agent.status().received.upstream > 0);
+}
+
+#[tokio::test]
+async fn the_first_layer_asked_for_starts_those_above_and_none_below() {
+    let rig = Rig::with_layers(Options::default(), &[1 << 20, 2 << 20, 3 << 20]).await;
+    let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    get(&agent, &manifest("v1")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(rig.registry.counters().blob_bytes(), 0, "a manifest alone moves no payload");
+    let [below, asked, above] = rig.image.layers[..] else { panic!("three layers") };
+    assert_eq!(get(&agent, &blob(&asked)).await.digest(), asked);
+    eventually("the layer above is whole", || agent.status().blobs == 2).await;
+    assert_eq!((rig.sent(&below).0, rig.sent(&above).0), (0, 1));
+}
+
+#[tokio::test]
+async fn an_agent_that_holds_a_blob_serves_its_neighbour_without_the_origin() {
+    let rig = Rig::with_layers(Options::default(), &[4 << 20]).await;
+    let tracker = rig.tracker(rig.shutdown.child_token()).await;
+    let trackers = vec![format!("http://{}", tracker.addr)];
+    let stop = CancellationToken::new();
+    let origin = rig.origin(stop.clone(), trackers.clone()).await;
+    let origins = vec![format!("http://{}", origin.grpc_addr)];
+    let adapt = |config: &mut shoal_agent::Config| {
+        (config.origins, config.trackers) = (origins.clone(), trackers.clone());
+    };
+    let (first, second) = (rig.agent(adapt).await, rig.agent(adapt).await);
+    let layer = rig.image.layers[0];
+    assert_eq!(get(&first, &blob(&layer)).await.digest(), layer);
+    eventually("the blob is whole", || first.status().blobs == 1).await;
+    assert_eq!(get(&second, &blob(&layer)).await.digest(), layer);
+    assert_eq!(rig.sent(&layer).0, 1);
+    let received = second.status().received;
+    assert_eq!(received.same_zone + received.origin, 4 << 20);
+    stop.cancel();
+    origin.stopped().await;
+}
