@@ -1,0 +1,156 @@
+//! Facts about whole swarms, by simulation.
+
+use std::fmt;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use shoal_sim::cli::Args;
+use shoal_sim::{Fault, FaultKind, Rates, Report, Scenario, run};
+
+const MIB: u64 = 1 << 20;
+
+/// 16 checked nodes at 100 Mbit/s, 32 MiB in 128 pieces.
+fn small() -> Scenario {
+    let rates = Rates::equal(12_500_000);
+    Scenario {
+        blob_length: 32 * MIB,
+        rates: vec![rates],
+        origin_rates: rates,
+        check_invariants: true,
+        ..Scenario::default()
+    }
+}
+
+fn play(scenario: &Scenario) -> Report {
+    let report = run(scenario).expect("the scenario makes sense");
+    assert!(report.all_completed(), "{report:?}");
+    report
+}
+
+#[test]
+fn sixteen_nodes_complete_near_the_optimum() {
+    let report = play(&small());
+    assert!(report.ratio_last < 1.25, "{report:?}");
+    assert!(report.origin_copies < 2.0, "{report:?}");
+    assert!(report.duplicate_share < 0.01, "{report:?}");
+}
+
+#[test]
+fn one_node_alone_takes_the_blob_at_line_rate() {
+    let report = play(&Scenario { nodes: 1, ..small() });
+    assert!(report.ratio_last < 1.02, "{report:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+    let first = play(&small());
+    assert_eq!(play(&small()), first);
+    let other = play(&Scenario { seed: 2, ..small() });
+    assert_ne!(other.trace_hash, first.trace_hash);
+}
+
+#[test]
+fn crashed_nodes_do_not_stop_the_others() {
+    let mut scenario = small();
+    scenario.add_random_faults(FaultKind::Crash, 0.25, Duration::from_secs(2));
+    let report = play(&scenario);
+    assert_eq!((report.crashed, report.completed), (4, 12));
+}
+
+#[test]
+fn a_vanished_node_does_not_stop_the_others() {
+    let mut scenario = small();
+    scenario.add_random_faults(FaultKind::Vanish, 0.1, Duration::from_secs(2));
+    assert_eq!(play(&scenario).completed, 14);
+}
+
+#[test]
+fn the_origin_may_die_once_a_copy_is_out() {
+    // A fast origin has shown every piece well before the agents have passed them all on.
+    let fault = Fault { at: Duration::from_millis(1800), node: 0, kind: FaultKind::Crash };
+    let scenario = Scenario { origin_rates: Rates::equal(50_000_000), faults: vec![fault], ..small() };
+    let report = play(&scenario);
+    assert!(report.seconds_last > 1.8 && report.origin_copies >= 1.0, "the origin died too late: {report:?}");
+}
+
+#[test]
+fn nodes_that_lose_their_connections_recover() {
+    let mut scenario = small();
+    scenario.add_random_faults(FaultKind::CutConnections, 0.5, Duration::from_secs(2));
+    play(&scenario);
+}
+
+#[test]
+fn late_nodes_catch_up() {
+    let arrivals = shoal_sim::Arrivals::Spread(Duration::from_secs(10));
+    play(&Scenario { arrivals, ..small() });
+}
+
+#[test]
+fn pieces_spread_while_the_origin_still_receives() {
+    let report = play(&Scenario { upstream_rate: Some(6_250_000), ..small() });
+    assert!(report.ratio_last < 1.15, "{report:?}");
+}
+
+#[test]
+fn readers_cost_the_swarm_little() {
+    let report = play(&Scenario { readers: true, ..small() });
+    assert!(report.ratio_last < 1.35, "{report:?}");
+}
+
+#[test]
+fn a_slow_node_does_not_slow_the_others() {
+    let fast = Rates::equal(12_500_000);
+    let mut rates = vec![fast; 16];
+    rates[7] = Rates::equal(1_250_000);
+    let report = play(&Scenario { rates, ..small() });
+    let alone = 32.0 * MIB as f64 / 12_500_000.0;
+    assert!(report.seconds_median < 1.3 * alone, "{report:?}");
+}
+
+/// Arguments that a failing test prints as the command that replays it.
+struct Replay(Args);
+
+impl fmt::Debug for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.0)
+    }
+}
+
+fn replays() -> impl Strategy<Value = Replay> {
+    let swarm = (1..14u32, 1..24 * MIB, any::<u64>(), prop_oneof![Just(None), (16..21u32).prop_map(|n| Some(1 << n))]);
+    let network = (1_000_000..50_000_000u64, prop::option::of(1_000_000..90_000_000u64), 50..20_000u64);
+    let course = (prop::option::of(500_000..20_000_000u64), prop_oneof![Just(0), 0..4000u64], any::<bool>());
+    let faults = (prop_oneof![Just(0.0), 0.0..0.5], prop_oneof![Just(0.0), 0.0..1.0], prop::option::of(0..4000u64));
+    (swarm, network, course, faults).prop_map(|(swarm, network, course, faults)| {
+        let ((nodes, blob_length, seed, piece_length), (rate, origin_rate, latency_us)) = (swarm, network);
+        let ((upstream_rate, arrivals_ms, readers), (crash_share, cut_share, origin_crash_ms)) = (course, faults);
+        Replay(Args {
+            nodes,
+            blob_length,
+            piece_length,
+            seed,
+            rate,
+            origin_rate,
+            upstream_rate,
+            latency_us,
+            arrivals_ms,
+            crash_share,
+            cut_share,
+            origin_crash_ms,
+            readers,
+            check: true,
+            json: false,
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Checked mode panics when an invariant is broken or a node that can complete does not.
+    #[test]
+    fn no_small_swarm_breaks_a_rule_or_gets_stuck(replay in replays()) {
+        run(&replay.0.scenario()).unwrap();
+    }
+}
