@@ -33,6 +33,10 @@ pub(super) struct Credentials(BTreeMap<String, Credential>);
 struct File {
     #[serde(default)]
     auths: BTreeMap<String, Entry>,
+    #[serde(default, rename = "credHelpers")]
+    helpers: BTreeMap<String, String>,
+    #[serde(rename = "credsStore")]
+    store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +62,9 @@ impl Credentials {
         // serde_json's messages may quote a value: only the place is told.
         let file: File = serde_json::from_str(text)
             .map_err(|error| format!("it is not a Docker config: line {}, column {}", error.line(), error.column()))?;
+        if file.store.is_some() || !file.helpers.is_empty() {
+            tracing::warn!("credential helpers of the docker config are not run; only its auths are used");
+        }
         let mut credentials = BTreeMap::new();
         for (key, entry) in file.auths {
             if let Some(credential) = entry.credential().map_err(|reason| format!("auths.{key:?}: {reason}"))? {

@@ -27,6 +27,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// After how much silence TCP asks whether the other side still lives.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// The most a connection buffers while it reads, in bytes; the headers of an answer must fit.
+const READ_BUFFER_MAX: usize = 256 * 1024;
+
 pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// One registry: its URL up to `/v2/` and the client to use.
@@ -161,6 +164,7 @@ fn http_client(roots: RootCertStore, connect_timeout: Duration) -> HttpClient {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .http1_max_buf_size(READ_BUFFER_MAX)
         .build(connector)
 }
 
