@@ -35,7 +35,7 @@ pub const ANSWER_PEERS_MAX: usize = 10_000;
 /// How many peers one call of [`State::expire`] forgets at most, so that the others need not wait for long.
 pub const EXPIRE_MAX: usize = 64;
 
-/// The bounds of the state. One member of one torrent costs about 100 bytes.
+/// The bounds of the state. One member of one torrent costs about 150 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Peers known at a time; a further one is refused.
