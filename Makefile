@@ -1,0 +1,26 @@
+# The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
+.PHONY: demo test check unit e2e clean
+
+CARGO ?= cargo
+
+# Show it at work: a whole cluster in one process. Arguments: make demo ARGS="--nodes 16 --rate 50mbit --compare"
+demo:
+	$(CARGO) run --release --quiet --bin shoal -- demo $(ARGS)
+
+# Everything: style, unit and integration tests, and as root the end-to-end tests with real daemons.
+test: check unit e2e
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
+
+unit:
+	$(CARGO) test --release --workspace --exclude shoal-e2e
+
+e2e:
+	$(CARGO) build --release --bin shoal
+	if [ "$$(id -u)" = 0 ]; then e2e/install.sh; fi
+	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release -p shoal-e2e
+
+clean:
+	$(CARGO) clean
