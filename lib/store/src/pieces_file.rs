@@ -163,7 +163,7 @@ mod tests {
     fn a_damaged_header_or_another_blobs_file_is_refused() {
         let (_dir, path, digest, geometry) = scene();
         let file = PiecesFile::create(&path, &digest, &geometry).unwrap();
-        let refused = |digest| PiecesFile::open(&path, digest).map(|_| ()).unwrap_err().kind();
+        let refused = |digest: &Digest| PiecesFile::open(&path, digest).map(|_| ()).unwrap_err().kind();
         assert_eq!(refused(&Digest::sha256_of(b"y")), io::ErrorKind::InvalidData);
         for byte in 0..32 {
             let mut damaged = header(&digest, &geometry);

@@ -96,6 +96,12 @@ impl PartialInner {
         }
     }
 
+    /// How many pieces the whole blob's hash had to read again.
+    #[cfg(test)]
+    pub(crate) fn read_back(&self) -> u32 {
+        lock(&self.whole).read_back()
+    }
+
     /// Appends the hashes that are known but not on disk yet.
     pub(super) fn persist(&self) -> io::Result<()> {
         let mut pieces = lock(&self.pieces);
