@@ -8,12 +8,19 @@
 //! Not goals: knowing of HTTP, OCI or upstream registries; deciding what to download.
 //! What a shutdown loses: blocks of pieces not yet whole. What is verified is on disk and found again.
 
-#![allow(dead_code, unused_imports, unused_variables, reason = "the public surface first; bodies follow")]
-
+mod announce;
 mod config;
+mod conn;
 mod counters;
+mod dial;
+mod driver;
+mod entry;
+mod listen;
 mod mailbox;
 mod node;
+mod outbox;
+mod rate;
+mod send;
 mod torrent;
 
 pub use config::{Config, StartError};

@@ -12,7 +12,8 @@ use shoal_swarm::{ConnId, TorrentKey};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::counters::Counters;
+use crate::conn::Connected;
+use crate::counters::{Counters, From};
 use crate::node::JoinError;
 use crate::torrent::{Shared, Torrent};
 
@@ -21,6 +22,8 @@ pub(crate) const MAILBOX_MAX: usize = 256;
 
 /// Something that happened, for the driver to act on.
 pub(crate) enum Input {
+    /// A connection is up, both Hellos exchanged.
+    Connected(Connected),
     /// A dial failed.
     DialFailed(PeerId),
     /// A connection ended by itself.
@@ -37,8 +40,15 @@ pub(crate) enum Input {
     },
     /// A block left, or could not be read and was rejected.
     BlockSent { conn: ConnId, torrent: TorrentKey, block: BlockRef },
-    /// The store is done with a piece from peers.
-    Written { torrent: TorrentKey, piece: PieceIndex, result: Result<(), WriteError> },
+    /// The store is done with a piece from peers, as a job of this number.
+    Written {
+        torrent: TorrentKey,
+        piece: PieceIndex,
+        job: u64,
+        /// Who sent how much of it.
+        received: Vec<(From, u64)>,
+        result: Result<(), WriteError>,
+    },
     /// The store is done with a whole blob.
     Committed { torrent: TorrentKey, result: Result<Blob, CommitError> },
     /// A piece from upstream is verified and on disk; `bytes` is what it added.

@@ -6,15 +6,23 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use shoal_meta::{Digest, PeerInfo};
-use shoal_store::{Blob, Partial, Store};
+use shoal_meta::{BLOCK_LENGTH_MAX, Digest, PeerInfo};
+use shoal_store::{Blob, BufferPool, Partial, Store};
+use shoal_swarm::Swarm;
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::announce::{self, Announcer, Link, LocalState};
+use crate::conn::{BLOCKS_WAITING_MAX, Net};
 use crate::counters::{Counters, Status};
+use crate::driver::Driver;
+use crate::listen;
 use crate::mailbox::{Handle, Input};
+use crate::rate::RateCap;
 use crate::torrent::Torrent;
 use crate::{Config, StartError};
 
@@ -23,6 +31,7 @@ use crate::{Config, StartError};
 pub struct Node {
     handle: Handle,
     info: PeerInfo,
+    announcer: Announcer,
     tasks: TaskTracker,
 }
 
@@ -42,8 +51,37 @@ impl Node {
     ///
     /// # Errors
     /// When the configuration is not usable or the address cannot be listened on.
+    #[expect(clippy::unused_async, reason = "callers await it, so that a start that waits changes nothing for them")]
     pub async fn start(config: Config, store: Store, shutdown: CancellationToken) -> Result<Self, StartError> {
-        unimplemented!()
+        let parts = Parts::prepare(&config)?;
+        let info =
+            PeerInfo { id: store.peer_id(), address: parts.address, role: config.role, topology: config.topology };
+        let counters = Arc::new(Counters::default());
+        counters.trackers.store(parts.links.len(), Relaxed);
+        let (handle, mailbox) = Handle::new(counters, shutdown);
+        let (announcer, tasks) = (Announcer::default(), TaskTracker::new());
+        // Before the list is read, so that nothing leaves unseen.
+        let evictions = store.evictions();
+        store.committed().into_iter().for_each(|digest| announcer.set(digest, LocalState::Seeding));
+        let net = Arc::new(Net {
+            me: info.clone(),
+            handle: handle.clone(),
+            pool: BufferPool::new(receive_bytes_max(&config.swarm)),
+            upload: parts.upload,
+            download: parts.download,
+            tasks: tasks.clone(),
+            next_conn: AtomicU64::new(0),
+        });
+        let connections_max = config.swarm.connections_max;
+        let swarm = Swarm::new(config.swarm, info.clone(), rand::random());
+        let driver = Driver::new(swarm, net.clone(), store, announcer.clone());
+        tasks.spawn(driver.run(mailbox, evictions));
+        tasks.spawn(listen::accept(net, parts.listener, connections_max));
+        if !parts.links.is_empty() {
+            tasks.spawn(announce::run(announcer.clone(), parts.links, info.clone(), handle.clone()));
+        }
+        tasks.close();
+        Ok(Self { handle, info, announcer, tasks })
     }
 
     /// This node as others see it: its id, and the address they dial.
@@ -71,7 +109,7 @@ impl Node {
     /// Announces a committed blob that came into the store another way. Blobs committed by torrents, and those the
     /// store held at the start, are announced without it.
     pub fn seed(&self, blob: &Blob) {
-        let _ = blob;
+        self.announcer.set(blob.digest(), LocalState::Seeding);
     }
 
     /// Tells of peers that take part in a torrent, such as the origin. A hint: lost when the node has no time for it.
@@ -101,4 +139,64 @@ impl Node {
     pub async fn stopped(&self) {
         self.tasks.wait().await;
     }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({} at {})", self.info.id, self.info.address)
+    }
+}
+
+/// What the configuration becomes.
+struct Parts {
+    listener: TcpListener,
+    /// What others dial.
+    address: SocketAddr,
+    links: Vec<Link>,
+    upload: RateCap,
+    download: RateCap,
+}
+
+impl Parts {
+    fn prepare(config: &Config) -> Result<Self, StartError> {
+        if [config.upload_rate, config.download_rate].contains(&Some(0)) {
+            return Err(StartError::Rate);
+        }
+        let link = |url: &String| Link::new(url).ok_or_else(|| StartError::Tracker(url.clone()));
+        let links = config.trackers.iter().map(link).collect::<Result<_, _>>()?;
+        let (upload, download) = (RateCap::new(config.upload_rate), RateCap::new(config.download_rate));
+        let listen = |source| StartError::Listen { address: config.listen, source };
+        let listener = listen::bind(config.listen, &upload, &download).map_err(listen)?;
+        let local = listener.local_addr().map_err(listen)?;
+        let address = match config.advertise {
+            Some(address) => address,
+            None => dialable(local).map_err(StartError::Advertise)?,
+        };
+        Ok(Self { listener, address, links, upload, download })
+    }
+}
+
+/// The address others can dial: the default route's own when we listen on all.
+fn dialable(local: SocketAddr) -> io::Result<SocketAddr> {
+    if !local.ip().is_unspecified() {
+        return Ok(local);
+    }
+    // Addresses for documentation (RFC 5737, RFC 3849): connecting a UDP socket sends nothing, it only asks for a route.
+    let (any, probe): (SocketAddr, SocketAddr) = match local {
+        SocketAddr::V4(_) => ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(192, 0, 2, 1), 9).into()),
+        SocketAddr::V6(_) => {
+            ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into())
+        }
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(probe)?;
+    Ok(SocketAddr::new(socket.local_addr()?.ip(), local.port()))
+}
+
+/// The memory that blocks from peers may take: what the swarm keeps in flight, twice as the pool rounds up and an endgame
+/// asks twice, and what each connection may hold that nobody asked for. Less would let pieces wait for each other.
+fn receive_bytes_max(swarm: &shoal_swarm::Config) -> usize {
+    let inflight = usize::try_from(swarm.inflight_bytes_max).unwrap_or(usize::MAX / 4);
+    let unasked = (BLOCKS_WAITING_MAX + 1) * BLOCK_LENGTH_MAX as usize;
+    inflight.saturating_mul(2).saturating_add(swarm.connections_max.saturating_mul(unasked))
 }

@@ -247,6 +247,10 @@ impl Shared {
         self.state().have.contains(piece)
     }
 
+    pub(crate) fn have(&self) -> Bitfield {
+        self.state().have.clone()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.state().have.is_full()
     }
@@ -282,7 +286,13 @@ impl Shared {
     }
 
     pub(crate) fn fail(&self, reason: String) {
-        self.progress.send_modify(|progress| progress.state = TorrentState::Failed(reason));
+        self.progress.send_if_modified(|progress| {
+            let leeching = progress.state == TorrentState::Leeching;
+            if leeching {
+                progress.state = TorrentState::Failed(reason);
+            }
+            leeching
+        });
     }
 
     fn new_reader(&self) -> u64 {

@@ -1,0 +1,171 @@
+//! One tracker as the announcer sees it: what it has not heard yet, and when it is to be called next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shoal_meta::Digest;
+use shoal_proto::tracker::v1 as proto;
+use shoal_proto::tracker::v1::tracker_client::TrackerClient;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+use super::LocalState;
+
+/// Changes that follow a call within this time go together in the next one.
+const BATCH_TIME: Duration = Duration::from_millis(50);
+/// Torrents in one call at most; the rest follows in the next.
+const CALL_TORRENTS_MAX: usize = 5000;
+/// Torrents of one call for which peers are asked.
+const CALL_ASKS_MAX: usize = 100;
+/// Peers asked for, for each torrent that lacks pieces; the tracker's own limit.
+const PEERS_WANTED: u32 = 50;
+/// What a tracker may say of its interval; also how often an unknown one is called.
+const INTERVAL_MIN: Duration = Duration::from_millis(500);
+const INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// First and longest wait after a failure.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// The longest answer accepted: [`CALL_ASKS_MAX`] handouts take a tenth of it.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The blobs we announce.
+pub(super) type Held = BTreeMap<Digest, LocalState>;
+
+/// A tracker's address, checked.
+pub(crate) struct Link {
+    url: String,
+    client: TrackerClient<Channel>,
+}
+
+/// A tracker, and how it stands with us.
+pub(super) struct Tracker {
+    pub(super) url: String,
+    pub(super) client: TrackerClient<Channel>,
+    /// Thought to be up: the last call was answered, or there was none.
+    pub(super) up: bool,
+    /// The last call was answered.
+    pub(super) answered: bool,
+    /// It knows all that is its own but for `pending`.
+    pub(super) synced: bool,
+    pub(super) pending: BTreeSet<Digest>,
+    /// Calls in a row that failed.
+    pub(super) failures: u32,
+    calling: bool,
+    called_at: Option<Instant>,
+    /// When the lease is to be renewed; or, when it is away, when it is tried again.
+    due: Instant,
+}
+
+impl Link {
+    /// Checks a tracker's URL; connects when first used.
+    pub(crate) fn new(url: &str) -> Option<Self> {
+        let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
+        let uri = endpoint.uri();
+        if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
+            return None;
+        }
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .connect_lazy();
+        Some(Self {
+            url: url.to_owned(),
+            client: TrackerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
+        })
+    }
+}
+
+impl Tracker {
+    pub(super) fn new(Link { url, client }: Link) -> Self {
+        Self {
+            url,
+            client,
+            up: true,
+            answered: false,
+            synced: false,
+            pending: BTreeSet::new(),
+            failures: 0,
+            calling: false,
+            called_at: None,
+            due: Instant::now(),
+        }
+    }
+
+    /// When it is to be called next; `None` while it is being called.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        let prompt = !self.synced || !self.pending.is_empty();
+        match self.called_at {
+            _ if self.calling => None,
+            Some(at) if self.up && prompt => Some((at + BATCH_TIME).min(self.due)),
+            _ => Some(self.due),
+        }
+    }
+
+    /// What to say in a call made now, when these blobs are the tracker's: whether it is all, and the list.
+    pub(super) fn next_call(&mut self, owned: &Held, now: Instant) -> (bool, Vec<proto::TorrentAnnounce>) {
+        let full = !self.synced;
+        if full {
+            self.pending.clear();
+            self.pending.extend(owned.keys());
+        } else if now >= self.due {
+            let leeching = owned.iter().filter(|(_, state)| **state == LocalState::Leeching);
+            self.pending.extend(leeching.map(|(digest, _)| digest));
+        }
+        let mut list = Vec::new();
+        let mut asks = 0;
+        // Those who wait for peers first.
+        let asking = |digest: &Digest| owned.get(digest) == Some(&LocalState::Leeching);
+        let (first, rest): (Vec<_>, Vec<_>) = self.pending.iter().partition(|digest| asking(digest));
+        for digest in first.into_iter().chain(rest) {
+            let (state, peers_wanted) = match owned.get(digest) {
+                Some(LocalState::Leeching) if asks == CALL_ASKS_MAX => continue,
+                Some(LocalState::Leeching) => (proto::TorrentState::Leeching, PEERS_WANTED),
+                Some(LocalState::Seeding) => (proto::TorrentState::Seeding, 0),
+                None => (proto::TorrentState::Gone, 0),
+            };
+            asks += usize::from(peers_wanted > 0);
+            list.push((
+                *digest,
+                proto::TorrentAnnounce { digest: digest.to_string(), state: state.into(), peers_wanted },
+            ));
+            if list.len() == CALL_TORRENTS_MAX {
+                break;
+            }
+        }
+        list.iter().for_each(|(digest, _)| {
+            self.pending.remove(digest);
+        });
+        self.synced = true;
+        self.calling = true;
+        self.called_at = Some(now);
+        (full, list.into_iter().map(|(_, torrent)| torrent).collect())
+    }
+
+    /// The call was answered.
+    pub(super) fn settled(&mut self, now: Instant, answer: &proto::AnnounceResponse) {
+        let interval = Duration::from_millis(answer.interval_ms.into());
+        let third = Duration::from_millis(answer.lease_ms.into()) / 3;
+        self.due = now + interval.min(third).clamp(INTERVAL_MIN, INTERVAL_MAX);
+        self.calling = false;
+        self.up = true;
+        self.answered = true;
+        self.failures = 0;
+        if answer.resync {
+            self.synced = false;
+        }
+    }
+
+    /// The call failed: all is said anew when it is back.
+    pub(super) fn failed(&mut self, now: Instant) {
+        let (first, longest) = BACK_OFF;
+        self.due = now + (first * (1 << self.failures.min(8))).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        self.calling = false;
+        self.up = false;
+        self.answered = false;
+        self.synced = false;
+    }
+}

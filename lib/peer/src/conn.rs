@@ -1,0 +1,288 @@
+//! One connection to a peer: Hello both ways, then a task that reads frames and one that writes them.
+//!
+//! Started by the listener and the dialler. Reports to the driver's mailbox and sends what its [`Outbox`] holds. It checks
+//! that bytes are frames; what they mean is the swarm's to judge. A peer can make it hold one control frame, and two
+//! blocks the driver has not looked at.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use shoal_meta::{PeerId, PeerInfo};
+use shoal_store::BufferPool;
+use shoal_swarm::ConnId;
+use shoal_swarm::wire::{self, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock, WireError};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::counters::count;
+use crate::mailbox::{Handle, Input};
+use crate::outbox::{Outbox, OutgoingBlock};
+use crate::rate::RateCap;
+use crate::send::{self, STALL_TIMEOUT};
+
+/// How long a peer has to say Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest Hello accepted, in bytes; ours has about a hundred.
+const HELLO_LENGTH_MAX: u32 = 4096;
+/// Blocks of one connection that the driver has not looked at, at most.
+pub(crate) const BLOCKS_WAITING_MAX: usize = 2;
+/// Headers and control frames are read through a buffer of this size; payload goes past it.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// A control frame longer than this does not leave its buffer behind.
+const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
+
+/// What all connections of a node share.
+pub(crate) struct Net {
+    pub(crate) me: PeerInfo,
+    pub(crate) handle: Handle,
+    pub(crate) pool: BufferPool,
+    pub(crate) upload: RateCap,
+    pub(crate) download: RateCap,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) next_conn: AtomicU64,
+}
+
+/// A connection that is up, both Hellos exchanged.
+pub(crate) struct Connected {
+    pub(crate) conn: ConnId,
+    pub(crate) peer: PeerInfo,
+    pub(crate) dialled: bool,
+    pub(crate) outbox: Arc<Outbox>,
+}
+
+/// Says why a connection ended from within.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnError {
+    /// The socket failed, or the peer closed it.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The peer sent something that is not a frame.
+    #[error("the peer broke the protocol")]
+    Wire(#[from] WireError),
+    /// The peer did not say Hello in time.
+    #[error("no Hello within {HELLO_TIMEOUT:?}")]
+    HelloTimeout,
+    /// The peer's first frame is not a Hello.
+    #[error("the first frame is not a Hello")]
+    NoHello,
+    /// The peer speaks another version of the wire.
+    #[error("the peer speaks wire version {0}")]
+    Version(u32),
+    /// The address belongs to another peer now, or to ourselves.
+    #[error("another peer answered: {0}")]
+    OtherPeer(PeerId),
+    /// The peer stopped in the middle of a frame.
+    #[error("the peer stalled in the middle of a frame")]
+    Stalled,
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+/// Runs a connection to its end. `dialled` names the peer that we meant to dial.
+pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, dialled: Option<PeerId>) {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::with_capacity(READ_BUFFER_BYTES, read);
+    let peer = match shake_hands(&net, &mut read, &mut write, remote.ip(), dialled).await {
+        Ok(peer) => peer,
+        Err(error) => {
+            net.note(&error, remote);
+            if let Some(peer) = dialled {
+                // The driver's end is the node's end.
+                let _ = net.handle.send(Input::DialFailed(peer)).await;
+            }
+            return;
+        }
+    };
+    let conn = ConnId(net.next_conn.fetch_add(1, Relaxed));
+    let outbox = Arc::new(Outbox::new(net.handle.shutdown.child_token()));
+    let connected = Connected { conn, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
+    if net.handle.send(Input::Connected(connected)).await.is_err() {
+        return;
+    }
+    let writer = net.tasks.spawn(write_frames(net.clone(), conn, write, remote, outbox.clone()));
+    tokio::select! {
+        end = read_frames(&net, conn, &mut read) => if let Err(error) = end { net.note(&error, remote) },
+        () = outbox.closed() => {}
+    }
+    outbox.close();
+    // It ends at once, and panics only by our own fault.
+    let _ = writer.await;
+    let _ = net.handle.send(Input::Disconnected(conn)).await;
+}
+
+impl Net {
+    fn note(&self, error: &ConnError, remote: SocketAddr) {
+        match error {
+            ConnError::Wire(_) | ConnError::NoHello | ConnError::HelloTimeout | ConnError::Stalled => {
+                count(&self.handle.counters.violations, 1);
+            }
+            ConnError::Io(_) | ConnError::Version(_) | ConnError::OtherPeer(_) | ConnError::Closed => {}
+        }
+        debug!(%remote, error = error as &dyn std::error::Error, "connection ended");
+    }
+}
+
+async fn shake_hands(
+    net: &Net,
+    read: &mut BufReader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    remote: IpAddr,
+    expected: Option<PeerId>,
+) -> Result<PeerInfo, ConnError> {
+    let hello = async {
+        let mut out = Vec::new();
+        wire::encode_control(&Message::Hello { version: wire::VERSION, peer: net.me.clone() }, &mut out);
+        send::write_all(write, &out, &[]).await?;
+        read_hello(read).await
+    };
+    let (version, mut peer) = tokio::select! {
+        hello = timeout(HELLO_TIMEOUT, hello) => hello.map_err(|_elapsed| ConnError::HelloTimeout)??,
+        () = net.handle.shutdown.cancelled() => return Err(ConnError::Closed),
+    };
+    if version != wire::VERSION {
+        return Err(ConnError::Version(version));
+    }
+    if peer.id == net.me.id || expected.is_some_and(|id| id != peer.id) {
+        return Err(ConnError::OtherPeer(peer.id));
+    }
+    if peer.address.ip().is_unspecified() {
+        peer.address.set_ip(remote);
+    }
+    Ok(peer)
+}
+
+async fn read_hello(read: &mut (impl AsyncRead + Unpin)) -> Result<(u32, PeerInfo), ConnError> {
+    let mut header = [0; HEADER_LENGTH];
+    read.read_exact(&mut header).await?;
+    let length = match wire::decode_header(header)? {
+        Header::Control { length } if length <= HELLO_LENGTH_MAX => length,
+        Header::Control { .. } | Header::Block { .. } => return Err(ConnError::NoHello),
+    };
+    let mut body = vec![0; length as usize];
+    read.read_exact(&mut body).await?;
+    match wire::decode_control(&body)? {
+        Some(Message::Hello { version, peer }) => Ok((version, peer)),
+        Some(_) | None => Err(ConnError::NoHello),
+    }
+}
+
+/// Reads frames until the connection fails or the peer breaks the protocol.
+async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<OwnedReadHalf>) -> Result<(), ConnError> {
+    let places = Arc::new(Semaphore::new(BLOCKS_WAITING_MAX));
+    let mut scratch = Vec::new();
+    loop {
+        let mut header = [0; HEADER_LENGTH];
+        read.read_exact(&mut header).await?;
+        let input = match wire::decode_header(header)? {
+            Header::Control { length } => {
+                net.download.charge(HEADER_LENGTH + length as usize);
+                scratch.resize(length as usize, 0);
+                fill(read, &mut scratch).await?;
+                let message = wire::decode_control(&scratch)?;
+                scratch.clear();
+                scratch.shrink_to(SCRATCH_BYTES_KEPT);
+                message.map(|message| Input::Message(conn, message))
+            }
+            Header::Block { length } => {
+                let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
+                let mut header = [0; BLOCK_HEADER_LENGTH];
+                fill(read, &mut header).await?;
+                let header = wire::decode_block_header(header, length);
+                let mut payload = net.pool.get(length as usize).await;
+                for slice in payload.chunks_mut(net.download.slice()) {
+                    net.download.take(slice.len()).await;
+                    fill(read, slice).await?;
+                }
+                Some(Input::Block { conn, header, payload: payload.freeze(), _place: place })
+            }
+        };
+        if let Some(input) = input {
+            net.handle.send(input).await.map_err(|_ended| ConnError::Closed)?;
+        }
+    }
+}
+
+/// Reads exactly as much as fits; fails when the peer sends nothing for [`STALL_TIMEOUT`].
+async fn fill(read: &mut (impl AsyncRead + Unpin), mut into: &mut [u8]) -> Result<(), ConnError> {
+    while !into.is_empty() {
+        match timeout(STALL_TIMEOUT, read.read(into)).await.map_err(|_elapsed| ConnError::Stalled)?? {
+            0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            got => into = &mut into[got..],
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the outbox holds until it is closed or the connection fails: control frames before blocks.
+async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: OwnedWriteHalf, remote: SocketAddr, outbox: Arc<Outbox>) {
+    let writing = async {
+        let mut control = Vec::new();
+        let mut blocks = VecDeque::new();
+        loop {
+            outbox.take(&mut control, &mut blocks);
+            if !control.is_empty() {
+                net.upload.charge(control.len());
+                send::write_all(&mut write, &control, &[]).await?;
+                control.clear();
+                control.shrink_to(SCRATCH_BYTES_KEPT);
+                continue;
+            }
+            let Some(next) = blocks.front_mut() else {
+                outbox.changed().await;
+                continue;
+            };
+            tokio::select! {
+                biased;
+                () = outbox.changed() => {}
+                payload = next.payload.ready() => {
+                    let next = blocks.pop_front().expect("its payload was just awaited");
+                    write_block(&net, conn, &mut write, &next, payload).await?;
+                }
+            }
+        }
+    };
+    let end: Result<(), ConnError> = tokio::select! {
+        end = writing => end,
+        () = outbox.closed() => Ok(()),
+    };
+    if let Err(error) = end {
+        net.note(&error, remote);
+    }
+    outbox.close();
+}
+
+/// Sends a block and says so; one that cannot be read is rejected.
+async fn write_block(
+    net: &Net,
+    conn: ConnId,
+    write: &mut OwnedWriteHalf,
+    outgoing: &OutgoingBlock,
+    payload: io::Result<bytes::Bytes>,
+) -> Result<(), ConnError> {
+    let (torrent, block) = (outgoing.torrent, outgoing.block);
+    match payload {
+        Ok(payload) => {
+            let header = wire::encode_block_header(torrent.alias(), block);
+            send::send(write, &net.upload, &header, &payload).await?;
+            count(&net.handle.counters.sent, u64::from(block.length));
+        }
+        Err(error) => {
+            tracing::warn!(%error, piece = block.piece.get(), "cannot read a block from the store");
+            let reject = Message::Reject { alias: torrent.alias(), blocks: vec![WireBlock::from(block)] };
+            let mut out = Vec::new();
+            wire::encode_control(&reject, &mut out);
+            send::write_all(write, &out, &[]).await?;
+        }
+    }
+    net.handle.send(Input::BlockSent { conn, torrent, block }).await.map_err(|_ended| ConnError::Closed)
+}

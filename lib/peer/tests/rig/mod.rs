@@ -1,0 +1,127 @@
+//! What the tests of whole nodes share: nodes on loopback with stores of their own, blobs, deadlines.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the rig")]
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shoal_meta::{Digest, Geometry, PeerInfo, PieceIndex, Role, Topology};
+use shoal_peer::{Config, Node, Torrent};
+use shoal_store::{Blob, Budget, Store};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+pub const MIB: u64 = 1 << 20;
+
+/// A node and its store; both end with it.
+pub struct Rig {
+    pub node: Node,
+    pub store: Store,
+    pub shutdown: CancellationToken,
+    _root: TempDir,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// A configuration for loopback without trackers or caps.
+pub fn config() -> Config {
+    Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        advertise: None,
+        role: Role::Agent,
+        topology: Topology::default(),
+        upload_rate: None,
+        download_rate: None,
+        trackers: Vec::new(),
+        swarm: shoal_swarm::Config::default(),
+    }
+}
+
+pub async fn start(config: Config) -> Rig {
+    let root = tempfile::tempdir().unwrap();
+    let budget = Budget { bytes_max: Some(1 << 30), free_floor_bytes: 0 };
+    let store = Store::open(shoal_store::Config { root: root.path().join("store"), budget }).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let node = Node::start(config, store.clone(), shutdown.clone()).await.unwrap();
+    Rig { node, store, shutdown, _root: root }
+}
+
+impl Rig {
+    /// Puts a blob into the store, as the origin's ingest does.
+    pub async fn hold(&self, content: &Bytes) -> Blob {
+        let (digest, geometry) = name(content);
+        let partial = self.store.partial(digest, geometry).await.unwrap();
+        for piece in geometry.pieces() {
+            partial.ingest_piece(piece, vec![piece_of(content, &geometry, piece)]).await.unwrap();
+        }
+        let blob = partial.commit().await.unwrap();
+        self.node.seed(&blob);
+        blob
+    }
+
+    /// Joins a blob's torrent knowing all hashes, with these peers.
+    pub async fn join(&self, blob: &Blob, peers: &[&Rig]) -> Torrent {
+        let partial = self.store.partial(blob.digest(), blob.geometry()).await.unwrap();
+        let torrent = self.node.join(partial).await.unwrap();
+        torrent.extend_hashes(0, blob.metainfo().hashes().to_vec()).await.unwrap();
+        self.node.add_peers(blob.digest(), peers.iter().map(|peer| peer.node.info()).collect());
+        torrent
+    }
+
+    pub fn info(&self) -> PeerInfo {
+        self.node.info()
+    }
+}
+
+/// Bytes that differ from piece to piece.
+pub fn content(length: u64, seed: u64) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(usize::try_from(length).unwrap());
+    while (out.len() as u64) < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(usize::try_from(length).unwrap());
+    out.into()
+}
+
+pub fn name(content: &Bytes) -> (Digest, Geometry) {
+    (Digest::sha256_of(content), Geometry::for_length(content.len() as u64).unwrap())
+}
+
+pub fn piece_of(content: &Bytes, geometry: &Geometry, piece: PieceIndex) -> Bytes {
+    let range = geometry.piece_range(piece);
+    content.slice(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap())
+}
+
+/// The bytes of a committed blob.
+pub async fn read(blob: &Blob) -> Bytes {
+    let mut out = Vec::new();
+    for piece in blob.geometry().pieces() {
+        let range = blob.geometry().piece_range(piece);
+        out.extend_from_slice(&blob.read(range.start, blob.geometry().length_of(piece)).await.unwrap());
+    }
+    out.into()
+}
+
+/// Waits for something that must come, with a deadline generous enough for a busy machine.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it comes before the deadline")
+}
+
+/// Polls until something is true.
+pub async fn until(mut done: impl FnMut() -> bool) {
+    soon(async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
