@@ -1,11 +1,13 @@
 //! The origin's settings: one TOML file, laid over by flags and environment in the program, checked once at the start.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
+use shoal_registry::{RegistryConfig, Timing};
 
 /// How an origin runs. Every key has a default that works.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,12 +23,12 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// The address peers are told to dial. Default: `peer_listen`, with the address of the default route if it is
     /// unspecified.
-    pub advertise: Option<SocketAddr>,
+    pub peer_advertise: Option<SocketAddr>,
     /// The directory of everything kept: blobs in `store/`, manifests in `manifests/`. Default `/var/lib/shoal/origin`.
-    pub root: PathBuf,
+    pub store: PathBuf,
     /// The most bytes of blobs kept. More saves fetching again what was pulled long ago. Default: 10 % of the disk,
     /// at least 1 GiB, at most 50 GiB.
-    pub blobs_max: Option<ByteSize>,
+    pub store_max: Option<ByteSize>,
     /// Free space left to others on the same disk. Default `1GiB`.
     pub free_floor: ByteSize,
     /// The most bytes of manifests kept, 4 KiB each at least. Default `256MiB`.
@@ -44,10 +46,17 @@ pub struct Config {
     /// How long a tag is good before upstream is asked again by HEAD. Longer spares upstream and shows a moved tag
     /// later. Default `30s`.
     pub tag_ttl: HumanDuration,
-    /// How many blobs are fetched from upstream at a time. Each takes up to 8 MiB of memory. Default 8.
+    /// How many blobs are fetched from upstream at a time. Each takes up to two pieces of memory: 512 KiB for blobs under
+    /// 192 MiB, at most 8 MiB. Default 32.
     pub fetches_max: usize,
-    /// How upstream registries are reached.
-    pub upstream: shoal_registry::Config,
+    /// Registries that are not reached as `https://<name>/v2/`. Default: none.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// A Docker config file with credentials for requests that bring none: whoever reaches an agent may pull with them.
+    /// Default: none.
+    pub docker_config: Option<PathBuf>,
+    /// Time-outs and retries of upstream requests; not in the file.
+    #[serde(skip)]
+    pub upstream_timing: Timing,
 }
 
 impl Default for Config {
@@ -58,9 +67,9 @@ impl Default for Config {
             peer_listen: on_port(7501),
             admin_listen: on_port(7502),
             http_listen: on_port(7503),
-            advertise: None,
-            root: PathBuf::from("/var/lib/shoal/origin"),
-            blobs_max: None,
+            peer_advertise: None,
+            store: PathBuf::from("/var/lib/shoal/origin"),
+            store_max: None,
             free_floor: ByteSize::gib(1),
             manifests_max: ByteSize::mib(256),
             trackers: Vec::new(),
@@ -69,8 +78,10 @@ impl Default for Config {
             zone: String::new(),
             rack: String::new(),
             tag_ttl: HumanDuration(Duration::from_secs(30)),
-            fetches_max: 8,
-            upstream: shoal_registry::Config::default(),
+            fetches_max: 32,
+            registries: BTreeMap::new(),
+            docker_config: None,
+            upstream_timing: Timing::default(),
         }
     }
 }

@@ -93,7 +93,6 @@ fn access_of(access: Option<proto::Access>) -> Result<Access, Status> {
     Ok(Access { repository, authorization })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
 fn invalid(error: impl std::fmt::Display) -> Status {
     Status::invalid_argument(error.to_string())
 }

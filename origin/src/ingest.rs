@@ -33,6 +33,8 @@ const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const WRONG_CONTENT_TTL: Duration = Duration::from_secs(60);
 /// The most of those remembered.
 const WRONG_CONTENT_MAX: usize = 1024;
+/// The most lengths of unfinished blobs remembered.
+const LENGTHS_MAX: usize = 4096;
 /// How often a caller tries for itself after sharing in the refusal of another.
 const TRIES: usize = 3;
 
@@ -51,6 +53,8 @@ struct Inner {
     opening: Flights<Digest, Result<Holding, OriginError>>,
     open: Mutex<HashMap<Digest, Arc<Ingest>>>,
     wrong: Mutex<Recent<Digest, Instant>>,
+    /// The lengths of blobs that were begun, to go on with them without asking upstream twice.
+    lengths: Mutex<Recent<Digest, u64>>,
 }
 
 /// A blob that can be served.
@@ -118,6 +122,7 @@ impl Ingests {
             opening: Flights::new(),
             open: Mutex::default(),
             wrong: Mutex::new(Recent::new(WRONG_CONTENT_MAX)),
+            lengths: Mutex::new(Recent::new(LENGTHS_MAX)),
         }))
     }
 
@@ -227,11 +232,12 @@ enum Opened {
 
 /// Asks upstream for the blob from the first piece that is missing here; its answer is the caller's check.
 async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Result<Opened, OriginError> {
-    // What was left behind by an earlier run tells where to go on; its length must be known to open it.
-    let resumes = inner.store.resumable().contains(digest);
-    let (length, body) = match resumes {
-        true => (inner.gate.blob_length(access, digest).await?, None),
-        false => {
+    // What was left behind tells where to go on, and its length must be known to open it.
+    let begun = lock(&inner.lengths).get(digest).copied();
+    let (length, body) = match begun {
+        Some(length) => (length, None),
+        None if inner.store.resumable().contains(digest) => (inner.gate.blob_length(access, digest).await?, None),
+        None => {
             let body = inner.gate.blob(access, digest, 0).await?;
             (body.length, Some(body))
         }
@@ -250,8 +256,10 @@ async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Resul
         Some(_) | None => inner.gate.blob(access, digest, offset).await?,
     };
     if body.length != length {
+        lock(&inner.lengths).remove(digest);
         return Err(UpstreamError::Protocol(format!("the blob has {} bytes and had {length}", body.length)).into());
     }
+    lock(&inner.lengths).put(*digest, length);
     Ok(Opened::Partial(partial, body))
 }
 

@@ -31,6 +31,8 @@ use crate::{Config, front};
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often agents' connections are checked for life.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// The most calls at a time on one agent's connection; each blob that still grows keeps one.
+const STREAMS_MAX: u32 = 4096;
 
 /// A running origin. Dropping it does not stop it; its shutdown token does.
 pub struct Running {
@@ -70,12 +72,16 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let kit = Metrics::new("origin");
     let metrics = OriginMetrics::new(&kit);
     let budget =
-        Budget { bytes_max: config.blobs_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
-    let store = Store::open(shoal_store::Config { root: config.root.join("store"), budget }).await?;
-    let shelf = Shelf::open(config.root.join("manifests"), config.manifests_max.get())
+        Budget { bytes_max: config.store_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
+    let store = Store::open(shoal_store::Config { root: config.store.join("store"), budget }).await?;
+    let shelf = Shelf::open(config.store.join("manifests"), config.manifests_max.get())
         .await
-        .with_context(|| format!("cannot open the manifests in {}", config.root.join("manifests").display()))?;
-    let upstream = Upstream::new(config.upstream.clone())?;
+        .with_context(|| format!("cannot open the manifests in {}", config.store.join("manifests").display()))?;
+    let upstream = Upstream::new(shoal_registry::Config {
+        registries: config.registries.clone(),
+        docker_config: config.docker_config.clone(),
+        timing: config.upstream_timing,
+    })?;
     let grpc = bind(config.listen, "listen").await?;
     let http = bind(config.http_listen, "http_listen").await?;
     let (grpc_addr, http_addr) = (grpc.local_addr()?, http.local_addr()?);
@@ -108,12 +114,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     Ok(Running { grpc_addr, http_addr, admin_addr, peer, node, metrics, tasks, shutdown })
 }
 
-/// Runs an origin until a signal ends the program.
+/// Runs an origin until `shutdown` is cancelled and what is under way has ended.
 ///
 /// # Errors
 /// As [`start`] says.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    let shutdown = shutdown::on_signal()?;
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     start(config, shutdown).await?.stopped().await;
     Ok(())
 }
@@ -151,7 +156,7 @@ impl std::fmt::Debug for Running {
 fn peer_config(config: &Config) -> shoal_peer::Config {
     shoal_peer::Config {
         listen: config.peer_listen,
-        advertise: config.advertise,
+        advertise: config.peer_advertise,
         role: Role::Origin,
         topology: Topology { zone: config.zone.clone(), rack: config.rack.clone() },
         upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
@@ -170,6 +175,7 @@ async fn serve_grpc(listener: TcpListener, service: Service, shutdown: Cancellat
     health.set_serving::<OriginServer<Service>>().await;
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS_MAX)
         .add_service(health_service)
         .add_service(OriginServer::new(service))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown.cancelled_owned());

@@ -25,6 +25,7 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
     let outcome = match &end {
         Ok(blob) => {
             tracing::info!(%digest, length_bytes = blob.length(), elapsed = ?started.elapsed(), "blob ingested");
+            lock(&inner.lengths).remove(&digest);
             "ingested"
         }
         Err(error @ OriginError::WrongContent(_)) => {
