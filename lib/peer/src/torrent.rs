@@ -264,20 +264,17 @@ impl Shared {
         self.state().readers.clone()
     }
 
-    /// Marks a piece as verified and counts where its bytes came from; tells whether it was new.
-    pub(crate) fn add_piece(&self, piece: PieceIndex, received: &[(From, u64)]) -> bool {
+    /// Marks a piece as verified and counts where its bytes came from.
+    pub(crate) fn add_piece(&self, piece: PieceIndex, received: &[(From, u64)]) {
         let count = {
             let mut state = self.state();
-            if !state.have.insert(piece) {
-                return false;
-            }
+            state.have.insert(piece);
             state.have.count()
         };
         self.progress.send_modify(|progress| {
             progress.have = count;
             received.iter().for_each(|&(from, bytes)| progress.received.add(from, bytes));
         });
-        true
     }
 
     pub(crate) fn commit(&self, blob: Blob) {

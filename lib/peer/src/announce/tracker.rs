@@ -53,6 +53,10 @@ pub(super) struct Tracker {
     /// Calls in a row that failed.
     pub(super) failures: u32,
     calling: bool,
+    /// The last call told all.
+    told_all: bool,
+    /// It was told all and still asks for all: its limits are too small for us, so that asking at once is no use.
+    unsatisfied: bool,
     called_at: Option<Instant>,
     /// When the lease is to be renewed; or, when it is away, when it is tried again.
     due: Instant,
@@ -89,6 +93,8 @@ impl Tracker {
             pending: BTreeSet::new(),
             failures: 0,
             calling: false,
+            told_all: false,
+            unsatisfied: false,
             called_at: None,
             due: Instant::now(),
         }
@@ -96,7 +102,7 @@ impl Tracker {
 
     /// When it is to be called next; `None` while it is being called.
     pub(super) fn ready_at(&self) -> Option<Instant> {
-        let prompt = !self.synced || !self.pending.is_empty();
+        let prompt = (!self.synced && !self.unsatisfied) || !self.pending.is_empty();
         match self.called_at {
             _ if self.calling => None,
             Some(at) if self.up && prompt => Some((at + BATCH_TIME).min(self.due)),
@@ -139,6 +145,7 @@ impl Tracker {
             self.pending.remove(digest);
         });
         self.synced = true;
+        self.told_all = full;
         self.calling = true;
         self.called_at = Some(now);
         (full, list.into_iter().map(|(_, torrent)| torrent).collect())
@@ -153,6 +160,7 @@ impl Tracker {
         self.up = true;
         self.answered = true;
         self.failures = 0;
+        self.unsatisfied = answer.resync && self.told_all;
         if answer.resync {
             self.synced = false;
         }
@@ -167,5 +175,102 @@ impl Tracker {
         self.up = false;
         self.answered = false;
         self.synced = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracker() -> Tracker {
+        Tracker::new(Link::new("http://127.0.0.1:1").unwrap())
+    }
+
+    fn held(leeching: u32, seeding: u32) -> Held {
+        let digest = |n: u32| Digest::sha256_of(&n.to_be_bytes());
+        let leeching = (0..leeching).map(|n| (digest(n), LocalState::Leeching));
+        leeching.chain((0..seeding).map(|n| (digest(n + 1_000_000), LocalState::Seeding))).collect()
+    }
+
+    fn answer(resync: bool) -> proto::AnnounceResponse {
+        proto::AnnounceResponse { lease_ms: 45_000, interval_ms: 15_000, resync, torrents: Vec::new() }
+    }
+
+    fn states(list: &[proto::TorrentAnnounce]) -> Vec<(proto::TorrentState, u32)> {
+        list.iter().map(|torrent| (torrent.state(), torrent.peers_wanted)).collect()
+    }
+
+    #[tokio::test]
+    async fn only_http_urls_with_a_port_are_trackers() {
+        for url in ["", "tracker:7400", "https://tracker:7400", "http://tracker", "http://:7400", "nonsense"] {
+            assert!(Link::new(url).is_none(), "{url}");
+        }
+        assert!(Link::new("http://[::1]:7400").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_is_told_first_and_changes_after() {
+        let (mut tracker, now) = (tracker(), Instant::now());
+        let (full, list) = tracker.next_call(&held(1, 1), now);
+        assert!(full);
+        assert_eq!(states(&list), [(proto::TorrentState::Leeching, 50), (proto::TorrentState::Seeding, 0)]);
+        assert_eq!(tracker.ready_at(), None, "one call at a time");
+        tracker.settled(now, &answer(false));
+        assert_eq!(tracker.ready_at(), Some(now + Duration::from_secs(15)));
+
+        let gone = *held(1, 0).keys().next().unwrap();
+        tracker.pending.insert(gone);
+        assert_eq!(tracker.ready_at(), Some(now + BATCH_TIME));
+        let (full, list) = tracker.next_call(&held(0, 1), now + BATCH_TIME);
+        assert_eq!((full, states(&list)), (false, vec![(proto::TorrentState::Gone, 0)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_asks_again_for_peers_of_what_is_missing() {
+        let (mut tracker, now) = (tracker(), Instant::now());
+        tracker.next_call(&held(1, 9), now);
+        tracker.settled(now, &answer(false));
+        let (full, list) = tracker.next_call(&held(1, 9), now + Duration::from_secs(15));
+        assert_eq!((full, states(&list)), (false, vec![(proto::TorrentState::Leeching, 50)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_much_for_one_call_follows_in_the_next() {
+        let (mut tracker, now) = (tracker(), Instant::now());
+        let held = held(130, 6000);
+        let (full, first) = tracker.next_call(&held, now);
+        assert!(full);
+        assert_eq!((first.len(), first.iter().filter(|t| t.peers_wanted > 0).count()), (5000, 100));
+        tracker.settled(now, &answer(false));
+        let (full, second) = tracker.next_call(&held, now + BATCH_TIME);
+        assert!(!full);
+        assert_eq!((second.len(), second.iter().filter(|t| t.peers_wanted > 0).count()), (1130, 30));
+        assert!(tracker.pending.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tracker_that_forgot_is_told_all_at_once_but_not_over_and_over() {
+        let (mut tracker, now) = (tracker(), Instant::now());
+        tracker.next_call(&held(0, 1), now);
+        tracker.settled(now, &answer(false));
+        tracker.next_call(&held(0, 1), now);
+        tracker.settled(now, &answer(true));
+        assert_eq!(tracker.ready_at(), Some(now + BATCH_TIME));
+        assert!(tracker.next_call(&held(0, 1), now).0);
+        tracker.settled(now, &answer(true));
+        assert_eq!(tracker.ready_at(), Some(now + Duration::from_secs(15)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tracker_that_is_away_is_tried_less_and_less_often() {
+        let (mut tracker, now) = (tracker(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            tracker.next_call(&held(1, 0), now);
+            tracker.failed(now);
+            tracker.pending.extend(held(1, 0).keys());
+            waits.push(tracker.ready_at().unwrap().duration_since(now).as_millis());
+        }
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 15_000, 15_000, 15_000]);
     }
 }

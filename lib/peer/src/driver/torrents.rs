@@ -208,10 +208,12 @@ impl Driver {
                 let digest = blob.digest();
                 info!(%digest, "committed a blob");
                 entry.stage = Stage::Seeding(Source::Blob(blob.clone()));
-                entry.shared.commit(blob);
-                self.announcer.set(digest, LocalState::Seeding);
+                let shared = entry.shared.clone();
                 count(&self.net.handle.counters.committed, 1);
                 self.count_torrents();
+                self.announcer.set(digest, LocalState::Seeding);
+                // Last: who waits for it sees the rest.
+                shared.commit(blob);
             }
             Err(error) => self.fail(now, key, chain(&error)),
         }

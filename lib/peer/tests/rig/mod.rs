@@ -1,6 +1,8 @@
 //! What the tests of whole nodes share: nodes on loopback with stores of their own, blobs, deadlines.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the rig")]
 
+pub mod tracker;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
