@@ -77,6 +77,33 @@ async fn what_is_in_use_stays_and_without_room_nothing_goes() {
 }
 
 #[tokio::test]
+async fn a_blob_used_at_the_last_moment_is_spared() {
+    let scene = Scene::new(THREE);
+    let all = samples::<2>();
+    let pinned: Arc<Mutex<(Option<Store>, Option<Blob>)>> = Arc::default();
+    let mut host = scene.host();
+    let (late, second) = (pinned.clone(), all[1].digest);
+    // While the first victim goes, somebody asks for the second.
+    host.watch = Box::new(move |step| {
+        let mut late = late.lock().unwrap();
+        if step == "trashed"
+            && let Some(store) = late.0.take()
+        {
+            late.1 = store.blob(&second);
+        }
+        Ok(())
+    });
+    let store = Store::open_on(host, Config { root: scene.root(), budget: scene.budget }).await.unwrap();
+    drop((all[0].commit(&store).await, all[1].commit(&store).await));
+    pinned.lock().unwrap().0 = Some(store.clone());
+    let big = Sample::new(9, 6 * PIECE);
+    big.begin(&store).await;
+    assert_eq!(held(&store, &all), ".#");
+    let blob = pinned.lock().unwrap().1.take().unwrap();
+    assert_whole(&blob, &all[1]).await;
+}
+
+#[tokio::test]
 async fn a_committed_partials_handle_pins_the_blob() {
     let scene = Scene::new(2 * PIECE);
     let store = scene.open().await;

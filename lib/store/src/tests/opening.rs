@@ -73,6 +73,9 @@ async fn debris_is_removed_and_what_is_whole_stays() {
     // A commit that a crash split in two: the blob is there, the partial came back.
     let twin = scene.data_of_partial(&blob);
     fs::create_dir_all(twin.parent().unwrap()).unwrap();
+    for file in ["data", "pieces"] {
+        fs::copy(scene.dir_of_blob(&blob).join(file), twin.with_file_name(file)).unwrap();
+    }
 
     let store = scene.open().await;
     assert_eq!(store.committed(), [blob.digest]);
