@@ -1,1 +1,66 @@
-fn main() {}
+//! The program `shoal`: one binary for every part. It assembles; the parts know nothing of it or of each other.
+
+mod demo;
+mod parts;
+mod simulate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use shoal_kit::telemetry::{self, LogFormat};
+
+/// Distributes container image layers inside a cluster: the registry sends each layer once, and every node that has one
+/// is a source of it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// What to log: directives such as info, or warn,shoal_agent=debug.
+    #[arg(long, global = true, env = "SHOAL_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How log lines are written to stderr: text or json.
+    #[arg(long, global = true, env = "SHOAL_LOG_FORMAT", default_value_t, value_name = "FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the node agent: a registry mirror for this node's runtime, and a peer for its neighbours.
+    Agent(parts::AgentArgs),
+    /// Run an origin: fetches each blob from upstream once, publishes its pieces and seeds them.
+    Origin(parts::OriginArgs),
+    /// Run a tracker: tells peers of each other.
+    Tracker(parts::TrackerArgs),
+    /// Show it at work: a whole cluster in this process pulls an image through its agents.
+    Demo(demo::Args),
+    /// Simulate a whole swarm, with the code that agents run, in virtual time.
+    Sim(simulate::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let quiet = matches!(cli.command, Command::Demo(_) | Command::Sim(_));
+    let filter = cli.log.as_deref().unwrap_or(if quiet { "off" } else { "info" });
+    let ran = telemetry::init(cli.log_format, filter).map_err(anyhow::Error::from).and_then(|()| match cli.command {
+        Command::Agent(args) => parts::agent(args),
+        Command::Origin(args) => parts::origin(args),
+        Command::Tracker(args) => parts::tracker(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Sim(args) => simulate::run(&args),
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what went wrong, causes and all, once.
+#[expect(clippy::print_stderr, reason = "the program's last word goes to its user")]
+fn report(error: &anyhow::Error) {
+    eprintln!("shoal: {error:#}");
+    eprintln!("hint: `shoal <command> --help` lists flags; config files are described in docs/configuration.md");
+}

@@ -43,8 +43,8 @@ use manifests::Manifests;
 use metrics::Counters;
 use origin::Origins;
 
-/// How long answers under way may take after shutdown began.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all of the shutdown may take; answers under way have most of it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the store looks whether others have filled the disk.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -112,7 +112,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let running = start(config, shutdown.clone()).await?;
     if let Err(expired) = shoal_kit::shutdown::drained(&shutdown, DRAIN_TIMEOUT, running.stopped()).await {
-        tracing::warn!(error = %expired, "answers under way are cut short");
+        tracing::warn!(error = %expired, "agent stopped before everything had ended");
     }
     Ok(())
 }
@@ -142,6 +142,12 @@ impl Running {
         Status::of(&self.blobs)
     }
 
+    /// Something that tells the status for as long as it is kept, whatever becomes of `self`.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(self.blobs.clone())
+    }
+
     /// Waits until it has shut down.
     pub async fn stopped(self) {
         if let Err(error) = self.served.await {
@@ -150,6 +156,18 @@ impl Running {
         self.admin.stopped().await;
         self.blobs.stopped().await;
         self.blobs.node.stopped().await;
+    }
+}
+
+/// Tells an agent's status: see [`Running::status`].
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<Blobs>);
+
+impl Watch {
+    /// What the agent has received and served, and how far each download is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status::of(&self.0)
     }
 }
 

@@ -59,11 +59,11 @@ impl Program {
     pub fn origin(&self, node: &Node, tracker: &Node) -> Result<Process> {
         let store = store_dir(node, "origin");
         let config = format!(
-            "root = {store:?}\nblobs_max = \"20GiB\"\nadvertise = \"{}:{ORIGIN_PEER_PORT}\"\n\
+            "store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{ORIGIN_PEER_PORT}\"\n\
              trackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
             node.ip(),
             tracker.name(),
-            registries("upstream.registries"),
+            registries(),
         );
         let command = self.configured(node, "origin", &config)?;
         start(node, "origin", command, ORIGIN_PORT)
@@ -81,7 +81,7 @@ impl Program {
             node.ip(),
             origin.name(),
             tracker.name(),
-            registries("registries"),
+            registries(),
         );
         let command = self.configured(node, "agent", &config)?;
         start(node, "agent", command, FRONT_PORT)
@@ -104,8 +104,8 @@ impl Program {
 }
 
 /// The tables of the two registries that the upstream plays.
-fn registries(table: &str) -> String {
-    ["docker.io", HOST].map(|name| format!("[{table}.{name:?}]\nurl = \"http://{HOST}\"\n")).concat()
+fn registries() -> String {
+    ["docker.io", HOST].map(|name| format!("[registries.{name:?}]\nurl = \"http://{HOST}\"\n")).concat()
 }
 
 /// Where a part on a node keeps its blobs.

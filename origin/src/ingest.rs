@@ -33,8 +33,8 @@ const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const WRONG_CONTENT_TTL: Duration = Duration::from_secs(60);
 /// The most of those remembered.
 const WRONG_CONTENT_MAX: usize = 1024;
-/// The most lengths of unfinished blobs remembered.
-const LENGTHS_MAX: usize = 4096;
+/// The most unfinished blobs remembered.
+const BEGUN_MAX: usize = 4096;
 /// How often a caller tries for itself after sharing in the refusal of another.
 const TRIES: usize = 3;
 
@@ -53,8 +53,16 @@ struct Inner {
     opening: Flights<Digest, Result<Holding, OriginError>>,
     open: Mutex<HashMap<Digest, Arc<Ingest>>>,
     wrong: Mutex<Recent<Digest, Instant>>,
-    /// The lengths of blobs that were begun, to go on with them without asking upstream twice.
-    lengths: Mutex<Recent<Digest, u64>>,
+    begun: Mutex<Recent<Digest, Begun>>,
+}
+
+/// A blob that was begun and is not committed.
+#[derive(Clone, Copy)]
+struct Begun {
+    /// Its length, to go on with it without asking upstream twice.
+    length: u64,
+    /// When its last ingest failed, unless one is running.
+    failed: Option<Instant>,
 }
 
 /// A blob that can be served.
@@ -122,7 +130,7 @@ impl Ingests {
             opening: Flights::new(),
             open: Mutex::default(),
             wrong: Mutex::new(Recent::new(WRONG_CONTENT_MAX)),
-            lengths: Mutex::new(Recent::new(LENGTHS_MAX)),
+            begun: Mutex::new(Recent::new(BEGUN_MAX)),
         }))
     }
 
@@ -233,7 +241,7 @@ enum Opened {
 /// Asks upstream for the blob from the first piece that is missing here; its answer is the caller's check.
 async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Result<Opened, OriginError> {
     // What was left behind tells where to go on, and its length must be known to open it.
-    let begun = lock(&inner.lengths).get(digest).copied();
+    let begun = lock(&inner.begun).get(digest).map(|begun| begun.length);
     let (length, body) = match begun {
         Some(length) => (length, None),
         None if inner.store.resumable().contains(digest) => (inner.gate.blob_length(access, digest).await?, None),
@@ -256,10 +264,10 @@ async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Resul
         Some(_) | None => inner.gate.blob(access, digest, offset).await?,
     };
     if body.length != length {
-        lock(&inner.lengths).remove(digest);
+        lock(&inner.begun).remove(digest);
         return Err(UpstreamError::Protocol(format!("the blob has {} bytes and had {length}", body.length)).into());
     }
-    lock(&inner.lengths).put(*digest, length);
+    lock(&inner.begun).put(*digest, Begun { length, failed: None });
     Ok(Opened::Partial(partial, body))
 }
 

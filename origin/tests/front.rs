@@ -1,13 +1,16 @@
 //! The origin as a plain pull-through registry over HTTP.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
+
 mod common;
+
+use std::time::Duration;
 
 use common::{Cut, Lab, REPOSITORY, noise};
 use http::Method;
 use shoal_kit::HumanDuration;
 use shoal_meta::Digest;
 use shoal_registry::embedded::{Content, Fault, Image, Layer, Options};
-use std::time::Duration;
 
 const MIB: usize = 1024 * 1024;
 

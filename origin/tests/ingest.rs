@@ -1,5 +1,7 @@
 //! Blobs through the origin's metainfo stream: fetched once, published as they come, resumed, withdrawn.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
+
 mod common;
 
 use common::{Lab, Told, hashes_of, noise, within};

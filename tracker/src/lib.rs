@@ -99,15 +99,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     Ok(Running { addr, admin_addr, service, shutdown, server, admin })
 }
 
-/// Runs a tracker until SIGTERM or SIGINT.
+/// Runs a tracker until `shutdown` is cancelled.
 ///
 /// # Errors
 /// When it cannot start, or fails later.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    if let Err(error) = shoal_kit::raise_open_files() {
-        tracing::warn!(%error, "cannot raise the limit on open files");
-    }
-    let shutdown = shutdown::on_signal().context("cannot listen for signals")?;
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     start(config, shutdown).await?.stopped().await?;
     tracing::info!("tracker stopped");
     Ok(())

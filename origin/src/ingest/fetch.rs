@@ -1,18 +1,22 @@
 //! The task that carries one blob from upstream's body into the store and the swarm, piece by piece and in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use futures_util::{Stream, StreamExt as _};
-use shoal_meta::PieceIndex;
+use shoal_meta::{Digest, PieceIndex};
 use shoal_peer::TorrentError;
 use shoal_registry::{BlobBody, UpstreamError};
 use shoal_store::{Blob, BufferPool, WriteError};
 use tokio::time::Instant;
 
-use super::{Ingest, Inner, Landing, offset_of};
+use super::{Begun, Ingest, Inner, Landing, offset_of};
 use crate::error::OriginError;
 use crate::lock;
+
+/// How long what arrived of a blob is kept for the next request after upstream failed.
+const KEPT_AFTER_FAILURE: Duration = Duration::from_secs(15 * 60);
 
 /// Fetches to the end and tells how it went.
 pub(super) async fn run(landing: Landing, body: BlobBody) {
@@ -25,7 +29,7 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
     let outcome = match &end {
         Ok(blob) => {
             tracing::info!(%digest, length_bytes = blob.length(), elapsed = ?started.elapsed(), "blob ingested");
-            lock(&inner.lengths).remove(&digest);
+            lock(&inner.begun).remove(&digest);
             "ingested"
         }
         Err(error @ OriginError::WrongContent(_)) => {
@@ -36,11 +40,34 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
         }
         Err(error) => {
             tracing::warn!(%digest, %error, "blob not ingested; what arrived is kept");
+            let (length, failed) = (ingest.geometry().length(), Instant::now());
+            lock(&inner.begun).put(digest, Begun { length, failed: Some(failed) });
+            tokio::spawn(abandon(Arc::downgrade(&inner), digest, failed));
             "failed"
         }
     };
     inner.metrics.blobs.with_label_values(&[outcome]).inc();
     landing.land(end);
+}
+
+/// Gives up what arrived of a blob that nobody has asked for since it failed: its torrent keeps it from being evicted.
+async fn abandon(inner: Weak<Inner>, digest: Digest, failed: Instant) {
+    tokio::time::sleep(KEPT_AFTER_FAILURE).await;
+    let Some(inner) = inner.upgrade() else { return };
+    let asked_since = || lock(&inner.begun).get(&digest).is_some_and(|begun| begun.failed != Some(failed));
+    if asked_since() || inner.held(&digest).is_some() {
+        return;
+    }
+    // In line with those who would begin it just now.
+    let job = {
+        let inner = Arc::clone(&inner);
+        async move {
+            inner.node.withdraw(digest, "fetching it failed and nobody has asked since").await;
+            lock(&inner.begun).remove(&digest);
+            Err(OriginError::Lost)
+        }
+    };
+    let _ = inner.opening.run(digest, job).await;
 }
 
 async fn fetch(inner: &Inner, ingest: &Ingest, body: BlobBody) -> Result<Blob, OriginError> {
