@@ -175,7 +175,6 @@ impl Node {
             let listening = tables.iter().filter_map(|table| fs::read_to_string(table).ok()).any(|t| listens(&t, port));
             Ok(listening.then_some(()))
         })
-        .with_context(|| format!("log of {}:\n{}", process.name(), crate::process::tail(process.log())))
     }
 
     pub(crate) fn new(name: &str, ip: Ipv4Addr, lab_dir: &Path) -> Result<Self> {
