@@ -29,7 +29,8 @@ pub(crate) struct View {
 }
 
 impl View {
-    fn slots(&self) -> u64 {
+    /// How many slots the peer takes.
+    pub(crate) fn slots(&self) -> u64 {
         self.outstanding_bytes.div_ceil(self.grant_bytes.max(1))
     }
 }
@@ -82,7 +83,21 @@ impl Choker {
         }
     }
 
-    /// Decides after something changed: interest, what is outstanding, or the time. Pass every connection.
+    /// Tells whether there is anything to decide when so many slots are taken.
+    pub(crate) fn has_free(&self, used: u64) -> bool {
+        match self {
+            Self::Cluster { slots } => used < *slots,
+            Self::Reciprocal(_) => true,
+        }
+    }
+
+    /// Tells whether the policy looks at rates.
+    pub(crate) fn ranks_by_rate(&self) -> bool {
+        matches!(self, Self::Reciprocal(_))
+    }
+
+    /// Decides after something changed: interest, what is outstanding, or the time. Pass every connection whose peer is
+    /// interested or being served.
     pub(crate) fn decide(&mut self, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
         match self {
             Self::Cluster { slots } => cluster(*slots, now, views, rng),

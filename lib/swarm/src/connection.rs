@@ -66,6 +66,8 @@ pub(crate) struct Up {
     pub(crate) queued_bytes: u64,
     /// Blocks at the driver.
     pub(crate) sending: usize,
+    /// The longest piece the peer may ask for, in bytes: the unit of its grants. Zero while no torrent is shared.
+    pub(crate) piece_length: u64,
     pub(crate) rate: Rate,
 }
 

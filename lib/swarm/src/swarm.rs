@@ -85,6 +85,12 @@ pub struct Swarm {
     /// Bytes received and not verified.
     unverified_bytes: u64,
     rate_in: Rate,
+    /// Connections whose peers would request something from us.
+    wanting: BTreeSet<ConnId>,
+    /// Connections with a grant, or with blocks that have not left.
+    serving: BTreeSet<ConnId>,
+    /// Connections with an allowance of ours.
+    allowed: BTreeSet<ConnId>,
     dirty: Dirty,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -129,6 +135,9 @@ impl Swarm {
             requested_bytes: 0,
             unverified_bytes: 0,
             rate_in: Rate::default(),
+            wanting: BTreeSet::new(),
+            serving: BTreeSet::new(),
+            allowed: BTreeSet::new(),
             dirty: Dirty::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -263,10 +272,9 @@ impl Swarm {
     /// When to call [`handle_timeout`](Self::handle_timeout), and why; `None` while nothing is under way.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, TimeoutReason)> {
-        let granted = self.conns.values().any(|conn| conn.up.granted > 0);
+        let granted = self.serving.iter().any(|conn| self.conns[conn].up.granted > 0);
         let progress = (self.requested_bytes > 0 || granted).then_some((self.next_tick, TimeoutReason::Progress));
-        let interested = self.conns.values().any(|conn| conn.up.interested);
-        let rechoke = self.choker.timeout().filter(|_| interested).map(|at| (at, TimeoutReason::Rechoke));
+        let rechoke = self.choker.timeout().filter(|_| !self.wanting.is_empty()).map(|at| (at, TimeoutReason::Rechoke));
         let housekeeping = self.needs_housekeeping().then_some((self.next_housekeeping, TimeoutReason::Housekeeping));
         [progress, rechoke, housekeeping].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -329,9 +337,12 @@ impl Swarm {
         {
             self.by_peer.remove(&state.peer.id);
         }
-        self.dirty.holding.remove(&conn);
-        self.dirty.interest.remove(&conn);
-        self.dirty.sending.remove(&conn);
+        for set in [&mut self.wanting, &mut self.serving, &mut self.allowed] {
+            set.remove(&conn);
+        }
+        for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
+            set.remove(&conn);
+        }
         self.dirty.slots = true;
         self.transmits.retain(|transmit| transmit.conn != conn);
     }
@@ -439,8 +450,7 @@ impl Swarm {
         if wants {
             self.send(conn, Message::Interested);
         } else {
-            state.down.allowance = 0;
-            self.dirty.holding.remove(&conn);
+            self.void_allowance(conn);
             self.send(conn, Message::NotInterested);
         }
     }
@@ -458,6 +468,10 @@ impl Swarm {
             let holds = |torrent: &Torrent| torrent.active.values().filter(|a| a.holders().contains(id)).count();
             let pieces: usize = self.torrents.values().map(holds).sum();
             assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {id:?}");
+            assert_eq!(self.wanting.contains(id), conn.up.interested, "wanting {id:?}");
+            assert_eq!(self.allowed.contains(id), conn.down.allowance > 0, "allowed {id:?}");
+            let serving = conn.up.granted > 0 || conn.up.queued_bytes > 0;
+            assert_eq!(self.serving.contains(id), serving, "serving {id:?}");
             assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {id:?}");
             for (key, member) in &conn.members {
                 let torrent = &self.torrents[key];

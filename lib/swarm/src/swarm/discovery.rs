@@ -122,6 +122,13 @@ impl Swarm {
         }
     }
 
+    /// Dials for every torrent we lack pieces of.
+    pub(super) fn dial_all(&mut self) {
+        for key in self.torrents.keys().copied().collect::<Vec<_>>() {
+            self.dial_for(key);
+        }
+    }
+
     /// Makes room by closing the least useful connection: one that shares no torrent and moves nothing.
     pub(super) fn prune(&mut self) -> bool {
         let useless = self

@@ -24,17 +24,25 @@ impl Swarm {
         let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
         if state.down.interested {
             state.down.allowance = state.down.allowance.saturating_add(pieces);
-            self.dirty.holding.insert(conn);
+            if state.down.allowance > 0 {
+                self.allowed.insert(conn);
+                self.dirty.holding.insert(conn);
+            }
         }
         Ok(())
     }
 
     pub(super) fn choked(&mut self, conn: ConnId) -> Result<(), Violation> {
+        self.void_allowance(conn);
+        Ok(())
+    }
+
+    pub(super) fn void_allowance(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.down.allowance = 0;
+            self.allowed.remove(&conn);
             self.dirty.holding.remove(&conn);
         }
-        Ok(())
     }
 
     /// Spends allowances while there is room in flight.
@@ -128,6 +136,9 @@ impl Swarm {
             self.requested_bytes += u64::from(block.length);
         }
         state.down.allowance -= 1;
+        if state.down.allowance == 0 {
+            self.allowed.remove(&conn);
+        }
         state.down.pieces += 1;
         self.set_open(key, piece, false);
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
@@ -336,8 +347,7 @@ impl Swarm {
 
     /// Room was made in flight: allowances held back may be spent.
     fn retry_holding(&mut self) {
-        let holding = self.conns.iter().filter(|(_, c)| c.down.allowance > 0 && c.down.wanted > 0).map(|(&id, _)| id);
-        self.dirty.holding.extend(holding);
+        self.dirty.holding.extend(self.allowed.iter().filter(|conn| self.conns[conn].down.wanted > 0));
     }
 
     /// Deals with peers that owe us blocks and send none, and with pieces late at their only holder.
@@ -371,14 +381,15 @@ impl Swarm {
     fn snub(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
         state.down.snubs += 1;
-        state.down.allowance = 0;
         if state.down.snubs >= SNUBS_MAX {
             let peer = state.peer.id;
             self.disconnect(conn, DisconnectReason::Snubbed);
             self.back_off(peer);
             return;
         }
-        for key in state.members.keys().copied().collect::<Vec<_>>() {
+        let keys: Vec<_> = state.members.keys().copied().collect();
+        self.void_allowance(conn);
+        for key in keys {
             self.cancel(conn, key, |_| true);
         }
     }

@@ -60,6 +60,8 @@ impl Swarm {
             self.back_off(peer);
         }
         self.forget_conn(conn);
+        // The peer may have refused us for want of room: there are others.
+        self.dial_all();
     }
 
     /// A control message came (Hello excepted). When it breaks the protocol, `Event::Disconnect` follows. A message from
@@ -263,6 +265,7 @@ impl Swarm {
         }
         let wanted = u32::try_from(torrent.open.iter_and(&have).count()).unwrap_or(u32::MAX);
         state.down.wanted += wanted;
+        state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
         let revealed = Bitfield::empty(&torrent.geometry);
         state.members.insert(key, Member { alias, have, wanted, revealed, unfetched: 0 });
         self.dirty.interest.insert(conn);
@@ -300,6 +303,8 @@ impl Swarm {
         if let Some(remote) = state.remotes.get_mut(&member.alias) {
             remote.state = RemoteState::Waiting(member.have);
         }
+        let longest = state.members.keys().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
+        state.up.piece_length = longest.unwrap_or(0);
     }
 
     /// Two seeders have nothing to tell each other about a torrent.

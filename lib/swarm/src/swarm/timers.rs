@@ -33,10 +33,9 @@ impl Swarm {
     }
 
     fn keep_house(&mut self) {
-        for key in self.torrents.keys().copied().collect::<Vec<_>>() {
-            self.dial_for(key);
-            let (now, timeout) = (self.now, self.config.idle_timeout);
-            let Some(torrent) = self.torrents.get_mut(&key) else { continue };
+        self.dial_all();
+        let (now, timeout) = (self.now, self.config.idle_timeout);
+        for (&key, torrent) in &mut self.torrents {
             let idle = torrent.idle_since.is_some_and(|since| now.since(since) >= timeout);
             if idle && !torrent.is_leech() && torrent.super_seed.is_none() {
                 torrent.idle_since = None;

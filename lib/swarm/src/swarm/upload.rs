@@ -15,8 +15,12 @@ impl Swarm {
     pub(super) fn remote_interested(&mut self, conn: ConnId, interested: bool) -> Result<(), Violation> {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.up.interested = interested;
-            if !interested {
+            if interested {
+                self.wanting.insert(conn);
+            } else {
                 state.up.granted = 0;
+                self.wanting.remove(&conn);
+                self.note_serving(conn);
             }
             self.dirty.slots = true;
         }
@@ -25,20 +29,11 @@ impl Swarm {
 
     /// Gives free slots to interested peers, as the policy says.
     pub(super) fn hand_out_slots(&mut self) {
-        let mut views: Vec<View> = Vec::with_capacity(self.conns.len());
-        for (&conn, state) in &self.conns {
-            let piece_length = self.serving_piece_length(conn);
-            let pieces = u64::from(self.config.grant_bytes_min).div_ceil(piece_length);
-            views.push(View {
-                conn,
-                interested: state.up.interested,
-                grant_bytes: pieces * piece_length,
-                outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
-                granted_at: state.up.granted_at,
-                rate_in: state.down.rate.get(self.now),
-                rate_out: state.up.rate.get(self.now),
-            });
+        let used = self.serving.iter().map(|conn| self.view(*conn).slots()).sum();
+        if self.wanting.is_empty() || !self.choker.has_free(used) {
+            return;
         }
+        let mut views: Vec<View> = self.wanting.union(&self.serving).map(|conn| self.view(*conn)).collect();
         for decision in self.choker.decide(self.now, &mut views, &mut self.rng) {
             match decision {
                 Decision::Grant(conn, bytes) => self.grant(conn, bytes),
@@ -47,19 +42,36 @@ impl Swarm {
         }
     }
 
-    /// The longest piece the peer may ask for: the unit of its grants.
-    fn serving_piece_length(&self, conn: ConnId) -> u64 {
-        let keys = self.conns[&conn].members.keys();
-        keys.map(|key| u64::from(self.torrents[key].geometry.piece_length()))
-            .max()
-            .unwrap_or(u64::from(self.config.grant_bytes_min).max(1))
+    fn view(&self, conn: ConnId) -> View {
+        let state = &self.conns[&conn];
+        let piece_length = state.up.piece_length.max(1);
+        let rates = self.choker.ranks_by_rate();
+        View {
+            conn,
+            interested: state.up.interested,
+            grant_bytes: u64::from(self.config.grant_bytes_min).div_ceil(piece_length) * piece_length,
+            outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
+            granted_at: state.up.granted_at,
+            rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
+            rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
+        }
+    }
+
+    /// Keeps the set of connections being served.
+    fn note_serving(&mut self, conn: ConnId) {
+        if self.conns.get(&conn).is_some_and(|state| state.up.granted > 0 || state.up.queued_bytes > 0) {
+            self.serving.insert(conn);
+        } else {
+            self.serving.remove(&conn);
+        }
     }
 
     fn grant(&mut self, conn: ConnId, bytes: u64) {
-        let pieces = u32::try_from(bytes / self.serving_piece_length(conn)).unwrap_or(u32::MAX).max(1);
         let Some(state) = self.conns.get_mut(&conn) else { return };
+        let pieces = u32::try_from(bytes / state.up.piece_length.max(1)).unwrap_or(u32::MAX).max(1);
         state.up.granted = state.up.granted.saturating_add(pieces);
         state.up.granted_at = Some(self.now);
+        self.serving.insert(conn);
         self.send(conn, Message::Unchoke { pieces });
     }
 
@@ -68,6 +80,7 @@ impl Swarm {
         if state.up.granted > 0 {
             state.up.granted = 0;
             self.dirty.slots = true;
+            self.note_serving(conn);
             self.send(conn, Message::Choke);
         }
     }
@@ -75,16 +88,12 @@ impl Swarm {
     /// Takes back grants that their peers leave unused.
     pub(super) fn check_grants(&mut self) {
         let timeout = self.config.grant_timeout;
-        let unused: Vec<_> = self
-            .conns
-            .iter()
-            .filter(|(_, c)| {
-                c.up.granted > 0
-                    && c.up.queued_bytes == 0
-                    && c.up.granted_at.is_some_and(|at| self.now.since(at) >= timeout)
-            })
-            .map(|(&conn, _)| conn)
-            .collect();
+        let idle = |conn: &&ConnId| {
+            let up = &self.conns[conn].up;
+            let since = up.granted_at.is_some_and(|at| self.now.since(at) >= timeout);
+            up.granted > 0 && up.queued_bytes == 0 && since
+        };
+        let unused: Vec<_> = self.serving.iter().filter(idle).copied().collect();
         for conn in unused {
             self.choke(conn);
         }
@@ -176,6 +185,7 @@ impl Swarm {
     fn dropped(&mut self, conn: ConnId, key: TorrentKey, blocks: &[BlockRef]) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
         state.up.queued_bytes -= blocks.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        self.note_serving(conn);
         self.dirty.slots = true;
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
             let blocks = blocks.iter().copied().map(WireBlock::from).collect();
@@ -204,6 +214,7 @@ impl Swarm {
         state.up.rate.add(now, u64::from(block.length));
         self.dirty.sending.insert(conn);
         self.dirty.slots = true;
+        self.note_serving(conn);
     }
 
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
