@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::authorize::Authorizer;
+use crate::body::SLICES_MAX;
 use crate::download::Download;
 use crate::fallback::{Ladder, Pulse};
 use crate::metrics::{Counters, Fallback};
@@ -48,6 +49,8 @@ pub(crate) struct Blobs {
     pub(crate) pulse: Pulse,
     /// Permits to fetch from upstream directly.
     pub(crate) web_seeds: Semaphore,
+    /// Permits to hold a slice of the full length for a client.
+    pub(crate) slices: Arc<Semaphore>,
     authorizer: Authorizer,
     prefetches: Arc<Semaphore>,
     state: Mutex<State>,
@@ -110,6 +113,7 @@ impl Blobs {
             counters,
             stall_timeout,
             web_seeds: Semaphore::new(WEB_SEEDS_MAX),
+            slices: Arc::new(Semaphore::new(SLICES_MAX)),
             prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             state: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -194,10 +198,14 @@ impl Blobs {
                 let opened = self.begin_fed(access, digest, feed).await;
                 // One that a client came to want makes room for the next.
                 if let Opened::Arriving(download) = opened {
-                    while !download.over.is_cancelled() && !download.is_wanted() {
+                    loop {
+                        let changed = download.readers_changed();
+                        if download.over.is_cancelled() || download.is_wanted() {
+                            break;
+                        }
                         tokio::select! {
                             () = download.over.cancelled() => {}
-                            () = download.readers_changed() => {}
+                            () = changed => {}
                         }
                     }
                 }

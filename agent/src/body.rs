@@ -15,10 +15,19 @@ use http_body_util::{BodyExt as _, StreamBody};
 use shoal_meta::Digest;
 use shoal_registry::{Access, BlobBody, UpstreamError};
 use shoal_store::Blob;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::blobs::{Blobs, Opened};
 use crate::download::{ReadError, Reader, slice_length};
 use crate::metrics::Fallback;
+
+/// Bytes read from the store for one frame of a body.
+const SLICE_LENGTH: u64 = 256 * 1024;
+/// Bytes read for a frame while [`SLICES_MAX`] others are held: every connection can hold two of these for ever without
+/// taking all of the store's buffers, which peers need too.
+const SMALL_SLICE_LENGTH: u64 = 16 * 1024;
+/// Most slices of the full length held by clients at a time: 4 MiB.
+pub(crate) const SLICES_MAX: usize = 16;
 
 /// The body of any answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
@@ -75,7 +84,13 @@ impl BlobReader {
             Source::Arriving(reader) => match reader.ready(offset).await {
                 Ok(()) => Ok(()),
                 Err(ReadError::Exhausted(error)) => Err(error),
-                Err(ReadError::Broken) => self.pass_through(offset).await,
+                Err(ReadError::Broken) => {
+                    self.leave_torrent();
+                    match self.source {
+                        Source::Upstream(_) => self.pass_through(offset).await,
+                        Source::Stored(_) | Source::Arriving(_) => Ok(()),
+                    }
+                }
             },
             Source::Upstream(_) => self.pass_through(offset).await,
         }
@@ -83,9 +98,28 @@ impl BlobReader {
 
     /// The bytes from `offset` on, not past `end`; at least one.
     async fn read(&mut self, offset: u64, end: u64) -> Result<Bytes, Cut> {
+        let permit = self.blobs.slices.clone().try_acquire_owned().ok();
+        let slice = if permit.is_some() { SLICE_LENGTH } else { SMALL_SLICE_LENGTH };
+        let bytes = self.read_slice(offset, end, slice).await?;
+        Ok(match permit {
+            Some(permit) => Bytes::from_owner(Slice { bytes, _permit: permit }),
+            None => bytes,
+        })
+    }
+
+    async fn read_slice(&mut self, offset: u64, end: u64, slice: u64) -> Result<Bytes, Cut> {
+        if let Source::Arriving(reader) = &mut self.source {
+            match reader.read(offset, end, slice).await {
+                Ok(bytes) => {
+                    self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
+                    return Ok(bytes);
+                }
+                Err(ReadError::Exhausted(_)) => return Err(Cut),
+                Err(ReadError::Broken) => self.leave_torrent(),
+            }
+        }
         if let Source::Stored(blob) = &self.source {
-            let bytes = blob.read(offset, slice_length(offset, end)).await;
-            match bytes {
+            match blob.read(offset, slice_length(offset, end, slice)).await {
                 Ok(bytes) => {
                     self.blobs.counters.served_local.inc_by(bytes.len() as u64);
                     return Ok(bytes);
@@ -93,20 +127,21 @@ impl BlobReader {
                 Err(error) => tracing::error!(digest = %self.digest, %error, "cannot read a blob of the store"),
             }
         }
-        if let Source::Arriving(reader) = &mut self.source {
-            match reader.read(offset, end).await {
-                Ok(bytes) => {
-                    self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
-                    return Ok(bytes);
-                }
-                Err(ReadError::Exhausted(_)) => return Err(Cut),
-                Err(ReadError::Broken) => self.blobs.counters.fell_back(Fallback::Store),
-            }
-        }
-        self.read_past_the_store(offset, end).await.map_err(|error| {
+        self.read_past_the_store(offset, end, slice).await.map_err(|error| {
             tracing::warn!(digest = %self.digest, %error, "upstream failed in mid-blob");
             Cut
         })
+    }
+
+    /// The torrent brings no more: the blob is in the store by now, or has to be read past it.
+    fn leave_torrent(&mut self) {
+        self.source = match self.blobs.store.blob(&self.digest) {
+            Some(blob) => Source::Stored(blob),
+            None => {
+                self.blobs.counters.fell_back(Fallback::Store);
+                Source::Upstream(None)
+            }
+        };
     }
 
     /// Opens the stream from upstream at an offset, unless it stands there.
@@ -121,18 +156,30 @@ impl BlobReader {
         Ok(())
     }
 
-    async fn read_past_the_store(&mut self, offset: u64, end: u64) -> Result<Bytes, UpstreamError> {
+    async fn read_past_the_store(&mut self, offset: u64, end: u64, slice: u64) -> Result<Bytes, UpstreamError> {
         self.pass_through(offset).await?;
         let Source::Upstream(Some(open)) = &mut self.source else { return Err(ended_early()) };
         while open.rest.is_empty() {
             open.rest = open.body.next().await.ok_or_else(ended_early)??;
         }
-        let length = open.rest.len().min(slice_length(offset, end) as usize);
+        let length = open.rest.len().min(slice_length(offset, end, slice) as usize);
         let bytes = open.rest.split_to(length);
         open.at += bytes.len() as u64;
         self.blobs.counters.upstream_bytes.inc_by(bytes.len() as u64);
         self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
         Ok(bytes)
+    }
+}
+
+/// Bytes with the permit to hold them.
+struct Slice {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

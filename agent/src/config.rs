@@ -45,7 +45,8 @@ pub struct Config {
     pub stall_timeout: HumanDuration,
     /// Registries that are not reached as `https://<name>/v2/`. Default: none.
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// A Docker config file with credentials for requests that bring none. Default: none.
+    /// A Docker config file with credentials for requests that bring none: whoever reaches the front may pull with them.
+    /// Default: none.
     pub docker_config: Option<PathBuf>,
 }
 

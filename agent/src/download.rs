@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_meta::{Digest, Geometry, PieceIndex};
-use shoal_peer::{Node, Torrent};
+use shoal_peer::{Node, Torrent, TorrentError};
 use shoal_registry::{Access, UpstreamError};
-use shoal_store::{Partial, Source};
+use shoal_store::{ExtendError, Partial, Source};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::origin::{Feed, Origins, Update};
 
-/// Most bytes read from the store for one frame of a body.
-pub(crate) const SLICE_LENGTH_MAX: u64 = 256 * 1024;
 /// The first pause before the origin is asked for metainfo again; it doubles with each.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 /// The longest pause before the origin is asked for metainfo again.
@@ -47,9 +46,9 @@ pub(crate) struct Download {
 enum Joined {
     /// What an earlier run left is being verified. Left for one of the others.
     Joining,
-    /// The swarm works on it.
+    /// The swarm works on it, or has done so. Final.
     Torrent(Torrent),
-    /// The node could not take it in, or it has ended. Final.
+    /// The node could not take it in. Final.
     Ended,
 }
 
@@ -152,9 +151,9 @@ impl Download {
         !self.lock().at.is_empty()
     }
 
-    /// Waits until readers come, move or leave.
-    pub(crate) async fn readers_changed(&self) {
-        self.readers_changed.notified().await;
+    /// Waits until readers come or leave, from this call on.
+    pub(crate) fn readers_changed(&self) -> Notified<'_> {
+        self.readers_changed.notified()
     }
 
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
@@ -188,9 +187,15 @@ impl Download {
         }
     }
 
-    /// The download has ended; readers that still wait learn of it.
+    /// The download has ended. Readers of a torrent go on with that, or learn from it that it failed.
     pub(crate) fn end(&self) {
-        self.joined.send_replace(Joined::Ended);
+        self.joined.send_if_modified(|joined| match joined {
+            Joined::Joining => {
+                *joined = Joined::Ended;
+                true
+            }
+            Joined::Torrent(_) | Joined::Ended => false,
+        });
         self.over.cancel();
     }
 
@@ -233,6 +238,10 @@ impl Download {
                 Ok(Some(Update::Hashes { first, hashes })) => {
                     if let Err(error) = torrent.extend_hashes(first, hashes).await {
                         tracing::warn!(digest = %self.digest, %error, "origin's piece hashes do not fit");
+                        // What we have came from another publisher, and one of the two is wrong: nothing of it is kept.
+                        if let TorrentError::Hashes(ExtendError::Metainfo(_)) = error {
+                            node.withdraw(self.digest, "its piece hashes contradict each other").await;
+                        }
                         return;
                     }
                 }
@@ -324,14 +333,14 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads the bytes from `offset` on: at least one, at most [`SLICE_LENGTH_MAX`], never past `end` or the piece.
+    /// Reads the bytes from `offset` on: at least one, at most `slice`, never past `end` or the piece.
     ///
     /// # Errors
     /// When every source failed, or the torrent or the disk did.
-    pub(crate) async fn read(&mut self, offset: u64, end: u64) -> Result<Bytes, ReadError> {
+    pub(crate) async fn read(&mut self, offset: u64, end: u64, slice: u64) -> Result<Bytes, ReadError> {
         self.ready(offset).await?;
         let piece_end = self.ready.map_or(end, |piece| self.download.geometry().piece_range(piece).end);
-        let length = slice_length(offset, end.min(piece_end));
+        let length = slice_length(offset, end.min(piece_end), slice);
         let (_, _, source) = self.torrent.as_ref().ok_or(ReadError::Broken)?;
         source.read(offset, length).await.map_err(|error| {
             tracing::warn!(digest = %self.download.digest, %error, "cannot read a verified piece");
@@ -353,6 +362,6 @@ fn is_same_cut(a: Geometry, b: Geometry) -> bool {
 }
 
 /// The length of the next slice of a body.
-pub(crate) fn slice_length(offset: u64, end: u64) -> u32 {
-    u32::try_from(end.saturating_sub(offset).min(SLICE_LENGTH_MAX)).unwrap_or(0)
+pub(crate) fn slice_length(offset: u64, end: u64, slice: u64) -> u32 {
+    u32::try_from(end.saturating_sub(offset).min(slice)).unwrap_or(0)
 }

@@ -111,7 +111,7 @@ impl Ladder<'_> {
 
     async fn stream_pieces(&self, first: PieceIndex) -> Result<(), UpstreamError> {
         let geometry = self.download.geometry();
-        let (start, before) = (geometry.piece_range(first).start, self.from_swarm());
+        let (start, before) = (geometry.piece_range(first).start, self.swarm_bytes());
         let (access, digest) = (self.download.access(), self.download.digest());
         let body = tokio::select! {
             biased;
@@ -125,7 +125,7 @@ impl Ladder<'_> {
         for index in first.get()..geometry.piece_count() {
             let Some(piece) = geometry.piece(index) else { break };
             // A swarm that lives again takes over, and what it brought meanwhile is not fetched twice.
-            if self.from_swarm() > before || self.download.partial().have().contains(piece) {
+            if self.swarm_bytes() > before || self.download.partial().have().contains(piece) {
                 return Ok(());
             }
             let blocks = tokio::select! {
@@ -143,7 +143,7 @@ impl Ladder<'_> {
     }
 
     /// The bytes of this torrent that peers and origin brought.
-    fn from_swarm(&self) -> u64 {
+    fn swarm_bytes(&self) -> u64 {
         let received = self.torrent.progress().borrow().received;
         received.total() - received.upstream
     }

@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,10 +18,11 @@ use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, OciCode, OciError, Reference, Repository, Route, Secret};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answer::{DOCKER_CONTENT_DIGEST, VALID, blob_headers, etag, failure, full, multipart, not_allowed, respond};
 use crate::blobs::{Blobs, Opened};
 use crate::body::{BlobReader, Body, Stretch, body};
 use crate::manifests::Manifests;
@@ -30,21 +30,20 @@ use crate::metrics::{Counters, Fallback};
 
 /// A request without an answer by now is answered 503, so that the runtime goes to its next host.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
-/// How long headers wait for the first byte of a blob, so that a failure can still be told as an error.
-const FIRST_BYTE_PATIENCE: Duration = Duration::from_millis(2_500);
+/// How long after a request its headers may wait for the first byte, so that a failure can still be told as an error.
+const FIRST_BYTE_PATIENCE: Duration = Duration::from_millis(3_500);
 /// How long a client may take to send a request's headers, and may keep a connection idle.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer under way may take after shutdown began; then it is cut.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most connections served at a time; further ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 256;
 /// Most bytes buffered of one connection, beside the slice being sent.
 const BUFFER_LENGTH_MAX: usize = 64 * 1024;
 /// A closed range of a blob that is not here is fetched by itself, and not with the whole blob, up to this many bytes.
 const SMALL_RANGE_MAX: u64 = 1024 * 1024;
 /// Most media types of an `Accept` header that are passed on.
 const ACCEPT_MAX: usize = 64;
-
-const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// Answers requests.
 #[derive(Debug)]
@@ -94,7 +93,10 @@ async fn serve_one(front: &Arc<Front>, stream: TcpStream, shutdown: &Cancellatio
         ended = connection.as_mut() => return ended,
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    match timeout(DRAIN_TIMEOUT, connection).await {
+        Ok(ended) => ended,
+        Err(_) => Ok(()),
+    }
 }
 
 impl Front {
@@ -127,11 +129,11 @@ impl Front {
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
         match route {
-            Route::Ping => Ok(respond(StatusCode::OK, "application/json").body(text("{}")).expect(VALID)),
+            Route::Ping => Ok(respond(StatusCode::OK, "application/json").body(full("{}")).expect(VALID)),
             Route::Manifest { repository, reference } => self.manifest(repository, &reference, head, headers).await,
             Route::Blob { repository, digest } if head => {
                 let length = self.blobs.length(&access(repository, headers)?, &digest).await.map_err(told)?;
-                Ok(blob_headers(StatusCode::OK, &digest, length).body(text("")).expect(VALID))
+                Ok(blob_headers(StatusCode::OK, &digest, length).body(full("")).expect(VALID))
             }
             Route::Blob { repository, digest } => self.blob(repository, digest, headers).await,
             Route::Tags { repository } => self.listing(repository, "tags/list", request).await,
@@ -156,7 +158,7 @@ impl Front {
             .header(DOCKER_CONTENT_DIGEST, manifest.digest.to_string())
             .header(header::CONTENT_LENGTH, manifest.length)
             .header(header::ETAG, etag(&manifest.digest))
-            .body(Full::new(manifest.content).map_err(|never| match never {}).boxed_unsync())
+            .body(full(manifest.content))
             .expect(VALID))
     }
 
@@ -166,6 +168,7 @@ impl Front {
         digest: Digest,
         headers: &HeaderMap,
     ) -> Result<Response<Body>, OciError> {
+        let patience = Instant::now() + FIRST_BYTE_PATIENCE;
         let access = access(repository, headers)?;
         let wanted = range_header(headers, &digest);
         let opened = match self.small_range(&access, &digest, wanted).await? {
@@ -194,7 +197,7 @@ impl Front {
             }
         };
         if length == 0 {
-            return Ok(builder.body(text("")).expect(VALID));
+            return Ok(builder.body(full("")).expect(VALID));
         }
         let first = stretches.iter().find_map(|stretch| match stretch {
             Stretch::Blob(range) => Some(range.start),
@@ -203,7 +206,7 @@ impl Front {
         let first = first.unwrap_or(0);
         let mut reader = BlobReader::new(&self.blobs, &access, digest, opened, first);
         // A source that is slow is no failure: the headers go out, and the body follows.
-        if let Ok(ready) = timeout(FIRST_BYTE_PATIENCE, reader.ready(first)).await {
+        if let Ok(ready) = timeout_at(patience, reader.ready(first)).await {
             ready.map_err(told)?;
         }
         Ok(builder.body(body(reader, stretches)).expect(VALID))
@@ -247,14 +250,12 @@ impl Front {
         let document = self.upstream.get(&access, &path, &accepted(request.headers())).await.map_err(told)?;
         let mut response = respond(StatusCode::OK, "application/json")
             .header(header::CONTENT_LENGTH, document.content.len())
-            .body(Full::new(document.content).map_err(|never| match never {}).boxed_unsync())
+            .body(full(document.content))
             .expect(VALID);
         response.headers_mut().extend(document.headers);
         Ok(response)
     }
 }
-
-const VALID: &str = "every header is made of checked parts";
 
 fn name_of(route: &Route) -> &'static str {
     match route {
@@ -290,104 +291,19 @@ fn range_header<'a>(headers: &'a HeaderMap, digest: &Digest) -> Option<&'a str> 
     headers.get(header::RANGE).filter(|_| same)?.to_str().ok()
 }
 
-fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
-}
-
-fn respond(
-    status: StatusCode,
-    content_type: impl TryInto<HeaderValue, Error: Into<http::Error>>,
-) -> http::response::Builder {
-    Response::builder().status(status).header(API_VERSION, "registry/2.0").header(header::CONTENT_TYPE, content_type)
-}
-
-fn blob_headers(status: StatusCode, digest: &Digest, content_length: u64) -> http::response::Builder {
-    blob_headers_as(status, digest, content_length, "application/octet-stream")
-}
-
-fn blob_headers_as(status: StatusCode, digest: &Digest, content_length: u64, kind: &str) -> http::response::Builder {
-    respond(status, kind)
-        .header(header::ACCEPT_RANGES, "bytes")
-        .header(header::CONTENT_LENGTH, content_length)
-        .header(DOCKER_CONTENT_DIGEST, digest.to_string())
-        .header(header::ETAG, etag(digest))
-}
-
-/// An answer of several ranges (RFC 9110, section 14.6), its length known beforehand.
-fn multipart(digest: &Digest, ranges: &[std::ops::Range<u64>], length: u64) -> (http::response::Builder, Vec<Stretch>) {
-    // Blobs are not made by those who choose the ranges, so none holds the hash of both.
-    let boundary = Digest::sha256_of(format!("{digest} {ranges:?}").as_bytes()).hex();
-    let mut stretches = Vec::with_capacity(ranges.len() * 2 + 1);
-    let mut total = 0;
-    for range in ranges {
-        let content_range = range::content_range(range, length);
-        let text = format!(
-            "\r\n--{boundary}\r\ncontent-type: application/octet-stream\r\ncontent-range: {content_range}\r\n\r\n"
-        );
-        total += text.len() as u64 + (range.end - range.start);
-        stretches.push(Stretch::Text(text.into()));
-        stretches.push(Stretch::Blob(range.clone()));
-    }
-    let end = format!("\r\n--{boundary}--\r\n");
-    total += end.len() as u64;
-    stretches.push(Stretch::Text(end.into()));
-    let kind = format!("multipart/byteranges; boundary={boundary}");
-    (blob_headers_as(StatusCode::PARTIAL_CONTENT, digest, total, &kind), stretches)
-}
-
-fn not_allowed() -> OciError {
-    let message = "this is a mirror to pull from: only GET and HEAD are served";
-    OciError::new(StatusCode::METHOD_NOT_ALLOWED, OciCode::Unsupported, message)
-}
-
 #[expect(clippy::needless_pass_by_value, reason = "it is used to map errors")]
 fn told(error: shoal_registry::UpstreamError) -> OciError {
     error.to_oci_error()
 }
 
-/// The answer of an error. A runtime would repeat 408 and 429 here at once: it is sent to its next host instead.
-fn failure(mut error: OciError, method: &Method) -> Response<Body> {
-    if matches!(error.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
-        error.status = StatusCode::SERVICE_UNAVAILABLE;
-    }
-    let refused_method = error.status == StatusCode::METHOD_NOT_ALLOWED;
-    let mut response = error.into_response().map(|full| {
-        let full = if method == Method::HEAD { Full::default() } else { full };
-        full.map_err(|never| match never {}).boxed_unsync()
-    });
-    if refused_method {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
-    response
-}
-
-fn text(text: &'static str) -> Body {
-    Full::new(bytes::Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync()
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
-    }
-
-    #[test]
-    fn a_runtime_is_never_told_408_or_429() {
-        for status in [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS] {
-            let response = failure(OciError::new(status, OciCode::TooManyRequests, "x"), &Method::GET);
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-        }
-    }
-
-    #[test]
-    fn other_methods_are_told_which_there_are() {
-        let response = failure(not_allowed(), &Method::PUT);
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()["allow"]),
-            (405, &HeaderValue::from_static("GET, HEAD"))
-        );
     }
 
     #[test]
@@ -400,30 +316,9 @@ mod tests {
     fn a_range_of_another_blob_is_ignored() {
         let digest = Digest::sha256_of(b"x");
         let range = (header::RANGE, "bytes=0-1");
-        assert_eq!(range_header(&headers(&[range.clone()]), &digest), Some("bytes=0-1"));
+        assert_eq!(range_header(&headers(std::slice::from_ref(&range)), &digest), Some("bytes=0-1"));
         let same = etag(&digest);
         assert!(range_header(&headers(&[range.clone(), (header::IF_RANGE, &same)]), &digest).is_some());
         assert!(range_header(&headers(&[range, (header::IF_RANGE, "\"other\"")]), &digest).is_none());
-    }
-
-    #[test]
-    fn the_length_of_a_multipart_answer_is_that_of_its_stretches() {
-        let (builder, stretches) = multipart(&Digest::sha256_of(b"x"), &[0..10, 50..51], 100);
-        let response = builder.body(()).unwrap();
-        let total: u64 = stretches
-            .iter()
-            .map(|stretch| match stretch {
-                Stretch::Text(text) => text.len() as u64,
-                Stretch::Blob(range) => range.end - range.start,
-            })
-            .sum();
-        assert_eq!(response.headers()["content-length"], total.to_string());
-        let kind = response.headers()["content-type"].to_str().unwrap();
-        let boundary = kind.strip_prefix("multipart/byteranges; boundary=").unwrap();
-        let Stretch::Text(first) = &stretches[0] else { panic!("a part begins with its headers") };
-        let first = std::str::from_utf8(first).unwrap();
-        assert!(
-            first.starts_with(&format!("\r\n--{boundary}\r\n")) && first.contains("content-range: bytes 0-9/100\r\n")
-        );
     }
 }

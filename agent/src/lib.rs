@@ -7,6 +7,7 @@
 //! Promises: a pull that would have worked without the agent works with it; nobody is given a byte that upstream would
 //! not give them; no answer ends cleanly short. What a shutdown loses: pieces not yet whole; the rest is resumed.
 
+mod answer;
 mod authorize;
 mod blobs;
 mod body;

@@ -2,7 +2,7 @@
 //!
 //! Called by the rooms that need metainfo, manifests or leave to serve. It does not go upstream and knows no HTTP.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -15,6 +15,7 @@ use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
 use shoal_registry::upstream::ErrorParts;
 use shoal_registry::{Access, MANIFEST_LENGTH_MAX, Reference, UpstreamError};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -23,8 +24,8 @@ use tonic::{Code, Status, Streaming};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A call in flight pings a silent origin this often, and gives the connection up after as long again without an answer.
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
-/// How long an origin that answers pings may take to begin a metainfo stream.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an origin that answers pings may take for a call, or to begin a stream.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an unreachable origin is left alone at first; it doubles with each failure.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 /// The longest an unreachable origin is left alone.
@@ -61,7 +62,7 @@ pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
 /// The origins of the cluster; perhaps none.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
 }
 
 #[derive(Debug)]
@@ -120,7 +121,7 @@ impl Origins {
                 .tcp_nodelay(true)
                 .connect_lazy();
             let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
-            Ok(Endpoint { url: url.clone(), client, health: Mutex::default() })
+            Ok(Arc::new(Endpoint { url: url.clone(), client, health: Mutex::default() }))
         });
         Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()? })
     }
@@ -178,7 +179,7 @@ impl Origins {
             digest: digest.to_string(),
             first_piece: first,
         };
-        self.call(digest.as_bytes(), HEADER_TIMEOUT, |mut client| {
+        self.call(digest.as_bytes(), CALL_TIMEOUT, |mut client| {
             let request = request.clone();
             async move {
                 let mut updates = client.metainfo(request).await?.into_inner();
@@ -193,8 +194,9 @@ impl Origins {
         .await
     }
 
-    /// Tries the origins in the order in which they own the key.
-    async fn call<T, F: Future<Output = Result<T, Status>> + Send>(
+    /// Tries the origins in the order in which they own the key. A call that outlasts the caller's patience goes on alone,
+    /// so that a silent origin is found out by its pings.
+    async fn call<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
         &self,
         key: &[u8],
         patience: Duration,
@@ -206,19 +208,12 @@ impl Origins {
             if !endpoint.admits() {
                 continue;
             }
-            match timeout(patience, ask(endpoint.client.clone())).await {
-                Ok(Ok(answer)) => {
-                    endpoint.succeeded();
-                    return Ok(answer);
-                }
-                Ok(Err(status)) => match upstream_error(&status) {
-                    Some(error) => {
-                        endpoint.succeeded();
-                        return Err(OriginError::Upstream(error));
-                    }
-                    None if is_outage(&status) => endpoint.failed(&status),
-                    None => tracing::warn!(origin = url, error = %status.message(), "origin refuses a call"),
-                },
+            let asked = ask(endpoint.client.clone());
+            let endpoint = endpoint.clone();
+            let answer = tokio::spawn(async move { endpoint.judge(timeout(CALL_TIMEOUT, asked).await) });
+            match timeout(patience, answer).await {
+                Ok(Ok(Some(answer))) => return answer.map_err(OriginError::Upstream),
+                Ok(Ok(None) | Err(_)) => {}
                 Err(_) => tracing::debug!(origin = url, "origin is slow"),
             }
         }
@@ -243,6 +238,27 @@ impl Endpoint {
             }
             Some(_) => false,
         }
+    }
+
+    /// Notes what an answer says of the origin's health. `None` when it is no answer.
+    fn judge<T>(&self, answer: Result<Result<T, Status>, Elapsed>) -> Option<Result<T, UpstreamError>> {
+        let status = match answer {
+            Ok(Ok(answer)) => {
+                self.succeeded();
+                return Some(Ok(answer));
+            }
+            Ok(Err(status)) => status,
+            Err(_) => return None,
+        };
+        let error = upstream_error(&status);
+        if error.is_some() {
+            self.succeeded();
+        } else if is_outage(&status) {
+            self.failed(&status);
+        } else {
+            tracing::warn!(origin = self.url, error = %status.message(), "origin refuses a call");
+        }
+        error.map(Err)
     }
 
     fn succeeded(&self) {

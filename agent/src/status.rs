@@ -96,11 +96,16 @@ impl Status {
     }
 }
 
+/// A name, a help text, a label's value, and where to look.
+type Labelled = (&'static str, &'static str, &'static str, fn(&Blobs) -> u64);
+/// A name, a help text, and where to look.
+type Plain = (&'static str, &'static str, fn(&Blobs) -> u64);
+
 /// Exposes what node and store count, asked for at each scrape.
 pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
     let bytes = "Payload received, by where it came from; local is counted as it is served.";
     let wasted = "Payload received for nothing, by cause.";
-    let sources: [(&str, &str, &str, fn(&Blobs) -> u64); 8] = [
+    let sources: [Labelled; 8] = [
         ("bytes_total", bytes, "local", |blobs| blobs.counters.served_local.get()),
         ("bytes_total", bytes, "peer_same_zone", |blobs| blobs.node.status().received.same_zone),
         ("bytes_total", bytes, "peer_other_zone", |blobs| blobs.node.status().received.other_zone),
@@ -115,7 +120,7 @@ pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
         let blobs = blobs.clone();
         metrics.counter_fn(name, help, &[(label, value)], move || read(&blobs));
     }
-    let counters: [(&str, &str, fn(&Blobs) -> u64); 5] = [
+    let counters: [Plain; 5] = [
         ("sent_bytes_total", "Payload sent to peers.", |blobs| blobs.node.status().sent_bytes),
         ("pieces_total", "Pieces verified and written.", |blobs| blobs.node.status().verified_pieces),
         ("committed_blobs_total", "Blobs that became whole.", |blobs| blobs.node.status().committed_blobs),
@@ -126,7 +131,7 @@ pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
         let blobs = blobs.clone();
         metrics.counter_fn(name, help, &[], move || read(&blobs));
     }
-    let gauges: [(&str, &str, fn(&Blobs) -> u64); 7] = [
+    let gauges: [Plain; 7] = [
         ("peers", "Connected peers.", |blobs| blobs.node.status().connections as u64),
         ("torrents", "Open torrents.", |blobs| blobs.node.status().torrents as u64),
         ("leeching", "Torrents still downloading.", |blobs| blobs.node.status().leeching as u64),

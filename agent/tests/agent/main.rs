@@ -1,5 +1,7 @@
 //! The agent over real sockets: a registry that misbehaves when told to, a real origin and tracker, real stores.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
 mod authorize;
 mod fallback;
 mod rig;

@@ -126,11 +126,11 @@ impl Rig {
             peer_listen: LOCAL,
             admin_listen: LOCAL,
             http_listen: LOCAL,
-            root: self.directory.path().join("origin"),
-            blobs_max: Some(ByteSize::gib(1)),
+            store: self.directory.path().join("origin"),
+            store_max: Some(ByteSize::gib(1)),
             free_floor: ByteSize::bytes(0),
             trackers,
-            upstream: shoal_registry::Config { registries: self.registries(), ..shoal_registry::Config::default() },
+            registries: self.registries(),
             ..shoal_origin::Config::default()
         };
         shoal_origin::start(config, shutdown).await.unwrap()
