@@ -70,6 +70,8 @@ impl Driver {
         let readers = mailbox.readers();
         let mut inputs = Vec::with_capacity(BATCH_MAX);
         let shutdown = self.net.handle.shutdown.clone();
+        // Also when this panics: without it nobody would answer those who wait.
+        let _end = shutdown.clone().drop_guard();
         loop {
             let wake = self.swarm.poll_timeout().map(|(at, _reason)| self.epoch + at.since(Time::ZERO));
             tokio::select! {

@@ -58,7 +58,7 @@ impl Node {
             PeerInfo { id: store.peer_id(), address: parts.address, role: config.role, topology: config.topology };
         let counters = Arc::new(Counters::default());
         counters.trackers.store(parts.links.len(), Relaxed);
-        let (handle, mailbox) = Handle::new(counters, shutdown);
+        let (handle, mailbox) = Handle::new(counters, shutdown.child_token());
         let (announcer, tasks) = (Announcer::default(), TaskTracker::new());
         // Before the list is read, so that nothing leaves unseen.
         let evictions = store.evictions();
@@ -135,7 +135,8 @@ impl Node {
         self.handle.counters.status(self.info())
     }
 
-    /// Waits until the node has shut down: connections closed, trackers told.
+    /// Waits until the node has shut down: connections closed, trackers told. Before that its token is cancelled, or it
+    /// failed by a fault of its own.
     pub async fn stopped(&self) {
         self.tasks.wait().await;
     }

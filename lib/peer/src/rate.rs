@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 const SLICE_TIME: Duration = Duration::from_millis(5);
 const SLICE_BYTES_MIN: u64 = 2 * 1024;
 const SLICE_BYTES_MAX: u64 = 256 * 1024;
-/// How far behind its rate the flow may catch up: timers wake late by a few milliseconds.
-const CATCH_UP: Duration = Duration::from_millis(20);
+/// How far behind its rate the flow may catch up: a busy machine wakes us late.
+const CATCH_UP: Duration = Duration::from_millis(50);
 /// Time that socket buffers may hold of a capped flow.
 const BUFFER_TIME: Duration = Duration::from_millis(50);
 const BUFFER_BYTES_MIN: u64 = 32 * 1024;

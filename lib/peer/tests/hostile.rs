@@ -1,4 +1,5 @@
 //! Peers that break the protocol lose their connection, and nothing else happens.
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod rig;
 
@@ -31,7 +32,7 @@ impl Rogue {
     }
 
     /// Reads frames until the node closes the connection.
-    async fn is_closed(mut self) {
+    async fn loses_its_connection(mut self) {
         let mut sink = [0; 4096];
         soon(async { while !matches!(self.0.read(&mut sink).await, Ok(0) | Err(_)) {} }).await;
     }
@@ -64,7 +65,7 @@ async fn garbage_loses_its_connection() {
     let node = start(config()).await;
     let mut rogue = Rogue::dial(&node).await;
     rogue.0.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    rogue.is_closed().await;
+    rogue.loses_its_connection().await;
     still_works(&node).await;
 }
 
@@ -74,7 +75,7 @@ async fn an_oversized_frame_is_refused_by_its_header() {
     let mut rogue = Rogue::greet(&node, 1).await;
     until(|| node.node.status().connections == 1).await;
     rogue.0.write_all(&[0x7f, 0xff, 0xff, 0xff, 0]).await.unwrap();
-    rogue.is_closed().await;
+    rogue.loses_its_connection().await;
     until(|| node.node.status().connections == 0).await;
     assert_eq!(node.node.status().violations, 1);
     still_works(&node).await;
@@ -85,7 +86,7 @@ async fn one_who_says_nothing_is_let_go() {
     let node = start(config()).await;
     let rogue = Rogue::dial(&node).await;
     still_works(&node).await;
-    rogue.is_closed().await;
+    rogue.loses_its_connection().await;
     until(|| node.node.status().violations == 1).await;
 }
 
@@ -94,7 +95,7 @@ async fn another_version_is_not_spoken_to() {
     let node = start(config()).await;
     let mut rogue = Rogue::dial(&node).await;
     rogue.say(&Message::Hello { version: 999, peer: me(1) }).await;
-    rogue.is_closed().await;
+    rogue.loses_its_connection().await;
     assert_eq!(node.node.status().connections, 0);
 }
 
@@ -110,7 +111,7 @@ async fn a_block_nobody_asked_for_loses_its_connection() {
     let frame = [&encode(7, block)[..], &content[..block.length as usize]].concat();
     // It may be cut off before it is done.
     let _ = rogue.0.write_all(&frame).await;
-    rogue.is_closed().await;
+    rogue.loses_its_connection().await;
     until(|| node.node.status().violations == 1).await;
     assert_eq!(node.node.status().wasted.dropped, u64::from(block.length));
     still_works(&node).await;
@@ -144,9 +145,9 @@ async fn a_liar_is_banned_and_the_blob_still_arrives() {
         }
     };
     soon(lie).await;
-    liar.is_closed().await;
+    liar.loses_its_connection().await;
     until(|| node.node.status().wasted.bad_piece == 256 * 1024).await;
-    Rogue::greet(&node, 9).await.is_closed().await;
+    Rogue::greet(&node, 9).await.loses_its_connection().await;
     node.node.add_peers(digest, vec![honest.info()]);
     soon(torrent.committed()).await.unwrap();
 }

@@ -1,4 +1,5 @@
 //! Whole nodes on loopback swap blobs.
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod rig;
 
