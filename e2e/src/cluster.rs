@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
-use crate::harness::Bench;
+use crate::harness::{Bench, note};
 use crate::image::Image;
 use crate::lab::Lab;
 use crate::node::{Link, Node, Rate};
@@ -151,8 +151,10 @@ impl Cluster {
             let others = self.agents.iter().filter(|other| !Arc::ptr_eq(&other.node, node));
             let from_peers = others.map(|other| node.received_from(&other.node)).sum::<Result<u64>>()?;
             let received = from_peers + from_origin + from_upstream;
-            let sources = format!("{from_peers} from peers, {from_origin} origin, {from_upstream} upstream");
+            let sources =
+                format!("{from_peers} bytes from peers, {from_origin} from the origin, {from_upstream} from upstream");
             ensure!(2 * from_peers >= received, "{}: less than half from peers: {sources}", node.name());
+            note(format!("{}: {sources}", node.name()));
             ensure!(10 * received <= 11 * image.length(), "{}: {} bytes took {sources}", node.name(), image.length());
         }
         Ok(())

@@ -107,6 +107,12 @@ pub fn main(tests: &[Test]) -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Prints a figure that a test measured, so that a passed test says how well.
+#[expect(clippy::print_stdout, reason = "this is the output of the test program")]
+pub fn note(figure: impl std::fmt::Display) {
+    println!("     {figure}");
+}
+
 fn run_test(test: &Test) -> Outcome {
     let missing = NEEDS.iter().chain(test.needs).filter(|command| !on_path(command)).copied().collect::<Vec<_>>();
     if !missing.is_empty() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shoal_e2e::cluster::{Cluster, Plan, disk_bytes};
-use shoal_e2e::harness::{Bench, Test};
+use shoal_e2e::harness::{Bench, Test, note};
 use shoal_e2e::image::Recipe;
 use shoal_e2e::node::{Link, Rate};
 use shoal_e2e::program::{FRONT, store_dir};
@@ -35,6 +35,7 @@ fn first_byte(bench: &Bench) -> Result<()> {
     })?;
     let sent = cluster.upstream.node().traffic()?.sent_bytes;
     let on_origin = disk_bytes(&store_dir(&cluster.origin_node, "origin"))?;
+    note(format!("at the first byte of {}: {on_origin} on the origin, {sent} sent by the upstream", layer.length));
     ensure!(sent > 0, "nothing left the upstream");
     for (bytes, what) in [(on_origin, "were on the origin"), (sent, "had left the upstream")] {
         ensure!(20 * bytes < layer.length, "{bytes} of {} bytes {what}, a twentieth or more", layer.length);

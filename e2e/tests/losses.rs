@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shoal_e2e::cluster::{Cluster, Plan, check_pulls};
-use shoal_e2e::harness::{Bench, Test};
+use shoal_e2e::harness::{Bench, Test, note};
 use shoal_e2e::image::{Image, Recipe};
 use shoal_e2e::node::{Node, Rate};
 use shoal_e2e::process::Process;
@@ -96,6 +96,7 @@ fn dockerd_loses_its_agent(bench: &Bench) -> Result<()> {
 fn check_fell_back(cluster: &Cluster, node: &Node) -> Result<()> {
     for source in [&cluster.origin_node, cluster.upstream.node()] {
         let bytes = node.received_from(source)?;
+        note(format!("{bytes} bytes from the {}", source.name()));
         ensure!(bytes > 1 << 20, "only {bytes} bytes came from the {}", source.name());
     }
     Ok(())
@@ -126,6 +127,7 @@ fn agent_resumes(bench: &Bench) -> Result<()> {
     let received_after = node.traffic()?.received_bytes - received_before;
     // What was in flight when it died comes again, and headers count.
     let allowed = (layer.length - layer.length / 2) * 11 / 10 + (4 << 20);
+    note(format!("{received_after} bytes of {} came after the restart, {allowed} are allowed", layer.length));
     ensure!(received_after <= allowed, "{received_after} bytes came after the restart, more than {allowed}");
     Ok(())
 }
