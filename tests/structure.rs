@@ -42,10 +42,8 @@ fn cargo(arguments: &[&str]) -> String {
 fn arrows_between_crates_point_one_way() {
     let metadata: serde_json::Value =
         serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1", "--offline"])).unwrap();
-    let allowed: BTreeMap<_, BTreeSet<_>> = ARROWS
-        .iter()
-        .map(|(name, to)| (*name, to.iter().map(|to| format!("shoal-{to}")).collect()))
-        .collect();
+    let allowed: BTreeMap<_, BTreeSet<_>> =
+        ARROWS.iter().map(|(name, to)| (*name, to.iter().map(|to| format!("shoal-{to}")).collect())).collect();
     for package in metadata["packages"].as_array().unwrap() {
         let name = package["name"].as_str().unwrap();
         let may = allowed.get(name).unwrap_or_else(|| panic!("{name} has no place in ARROWS"));
