@@ -7,7 +7,8 @@ CARGO ?= cargo
 demo:
 	$(CARGO) run --release --quiet --bin shoal -- demo $(ARGS)
 
-# Everything: style, unit and integration tests, and as root the end-to-end tests with real daemons.
+# Everything: style, unit and integration tests, and as root the end-to-end tests with real daemons, which install what
+# they lack.
 test: check unit e2e
 
 check:
@@ -19,7 +20,6 @@ unit:
 
 e2e:
 	$(CARGO) build --release --bin shoal
-	if [ "$$(id -u)" = 0 ]; then e2e/install.sh; fi
 	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release -p shoal-e2e
 
 clean:
