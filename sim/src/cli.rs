@@ -111,11 +111,11 @@ impl fmt::Display for Args {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { nodes, blob_length, seed, rate, latency_us, .. } = self;
         write!(f, "shoal sim --nodes {nodes} --blob {blob_length}B --seed {seed}")?;
-        write!(f, " --rate {rate}B --latency-us {latency_us}")?;
+        write!(f, " --rate {rate}B/s --latency-us {latency_us}")?;
         let optional = [
             ("piece-length", self.piece_length.map(|length| format!("{length}B"))),
-            ("origin-rate", self.origin_rate.map(|rate| format!("{rate}B"))),
-            ("upstream-rate", self.upstream_rate.map(|rate| format!("{rate}B"))),
+            ("origin-rate", self.origin_rate.map(|rate| format!("{rate}B/s"))),
+            ("upstream-rate", self.upstream_rate.map(|rate| format!("{rate}B/s"))),
             ("arrivals-ms", (self.arrivals_ms > 0).then(|| self.arrivals_ms.to_string())),
             ("crash-share", (self.crash_share > 0.0).then(|| self.crash_share.to_string())),
             ("cut-share", (self.cut_share > 0.0).then(|| self.cut_share.to_string())),
@@ -173,8 +173,8 @@ mod tests {
         let args = Args { crash_share: 0.25, readers: true, upstream_rate: Some(9), ..Args::default() };
         assert_eq!(
             args.to_string(),
-            "shoal sim --nodes 16 --blob 536870912B --seed 1 --rate 125000000B --latency-us 250 \
-             --upstream-rate 9B --crash-share 0.25 --readers"
+            "shoal sim --nodes 16 --blob 536870912B --seed 1 --rate 125000000B/s --latency-us 250 \
+             --upstream-rate 9B/s --crash-share 0.25 --readers"
         );
     }
 
