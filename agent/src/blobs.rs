@@ -27,6 +27,8 @@ use crate::origin::{Feed, OriginError, Origins, is_verdict};
 
 /// How long the origin may take for a blob's metainfo before upstream is asked for the length as well.
 const METAINFO_PATIENCE: Duration = Duration::from_millis(1_500);
+/// Most blobs being asked for at a time; further requests are answered 503.
+const OPENINGS_MAX: usize = 1024;
 /// Most downloads at a time; further blobs are passed through.
 const DOWNLOADS_MAX: usize = 1024;
 /// Most blobs fetched from upstream directly at a time.
@@ -195,6 +197,7 @@ impl Blobs {
         }
         match self.origins.metainfo(access, digest, 0).await {
             Ok(feed) => {
+                self.authorizer.note(access, digest, &Ok(()));
                 let opened = self.begin_fed(access, digest, feed).await;
                 // One that a client came to want makes room for the next.
                 if let Opened::Arriving(download) = opened {
@@ -241,11 +244,15 @@ impl Blobs {
             let mut state = self.lock();
             match state.openings.get(&key) {
                 Some(opening) => opening.clone(),
+                None if state.openings.len() >= OPENINGS_MAX => {
+                    return Err(unreachable_now("too many blobs are asked for"));
+                }
                 None => {
                     let (blobs, inner) = (self.clone(), key.clone());
                     let task = self.tasks.spawn(async move {
                         let (digest, access) = &inner;
-                        let result = blobs.ask_around(access, digest).await;
+                        let asked = blobs.shutdown.run_until_cancelled(blobs.ask_around(access, digest)).await;
+                        let result = asked.unwrap_or_else(|| Err(unreachable_now("the agent is stopping")));
                         let answer = result.as_ref().map(|_| ()).map_err(Clone::clone);
                         blobs.authorizer.note(access, digest, &answer);
                         blobs.lock().openings.remove(&inner);
@@ -253,15 +260,20 @@ impl Blobs {
                     });
                     let joined = task.map(|joined| match joined {
                         Ok(result) => result,
-                        Err(_) => Err(unreachable_now("the agent is stopping")),
+                        Err(_) => Err(unreachable_now("the agent failed")),
                     });
                     let opening = joined.boxed().shared();
-                    state.openings.insert(key, opening.clone());
+                    state.openings.insert(key.clone(), opening.clone());
                     opening
                 }
             }
         };
-        opening.await
+        let result = opening.await;
+        if result.is_err() {
+            // Its task has done so, unless it panicked.
+            self.lock().openings.remove(&key);
+        }
+        result
     }
 
     /// Asks the origin, and upstream beside it when it is silent or away.
@@ -348,7 +360,10 @@ impl Blobs {
                 Ok(_) => tracing::debug!(%digest, "blob is complete"),
                 Err(error) => tracing::warn!(%digest, %error, "torrent failed"),
             },
-            () = ladder.run() => {}
+            error = ladder.run() => {
+                tracing::warn!(%digest, %error, "the store does not take a blob: passing it through");
+                self.node.withdraw(digest, "the store does not take it").await;
+            }
             () = feeding => {}
             () = idle(download) => tracing::info!(%digest, "download is let go: nobody brings or wants it"),
         }

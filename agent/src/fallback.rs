@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use shoal_meta::PieceIndex;
-use shoal_peer::{Node, Torrent};
+use shoal_peer::{Node, Torrent, TorrentError};
 use shoal_registry::{BlobBody, UpstreamError};
+use shoal_store::WriteError;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::blobs::Blobs;
@@ -40,8 +41,8 @@ pub(crate) struct Ladder<'a> {
 }
 
 impl Ladder<'_> {
-    /// Works until it is dropped.
-    pub(crate) async fn run(&self) {
+    /// Works until the store fails the torrent, and says how: the blob can then only be read past the store.
+    pub(crate) async fn run(&self) -> TorrentError {
         loop {
             let changed = self.download.readers_changed();
             let Some(piece) = self.download.needed() else {
@@ -51,7 +52,9 @@ impl Ladder<'_> {
             if let Some(reason) = self.swarm_fails(piece).await {
                 tracing::info!(digest = %self.download.digest(), piece = piece.get(), reason = reason.as_str(), "going upstream");
                 self.blobs.counters.fell_back(reason);
-                self.seed_from_upstream(piece).await;
+                if let Err(error) = self.seed_from_upstream(piece).await {
+                    return error;
+                }
             }
         }
     }
@@ -95,9 +98,13 @@ impl Ladder<'_> {
     }
 
     /// Fetches pieces from upstream, from one on, until the swarm delivers again or the end.
-    async fn seed_from_upstream(&self, first: PieceIndex) {
-        let Ok(_permit) = self.blobs.web_seeds.acquire().await else { return };
-        let Err(error) = self.stream_pieces(first).await else { return };
+    async fn seed_from_upstream(&self, first: PieceIndex) -> Result<(), TorrentError> {
+        let Ok(_permit) = self.blobs.web_seeds.acquire().await else { return Ok(()) };
+        let error = match self.stream_pieces(first).await {
+            Ok(()) => return Ok(()),
+            Err(Failure::Upstream(error)) => error,
+            Err(Failure::Torrent(error)) => return Err(error),
+        };
         tracing::warn!(digest = %self.download.digest(), %error, "every source of a blob failed");
         self.download.set_exhausted(error);
         let mut progress = self.torrent.progress();
@@ -107,9 +114,10 @@ impl Ladder<'_> {
             () = sleep(EXHAUSTED_FOR) => {}
         }
         self.download.clear_exhausted();
+        Ok(())
     }
 
-    async fn stream_pieces(&self, first: PieceIndex) -> Result<(), UpstreamError> {
+    async fn stream_pieces(&self, first: PieceIndex) -> Result<(), Failure> {
         let geometry = self.download.geometry();
         let (start, before) = (geometry.piece_range(first).start, self.swarm_bytes());
         let (access, digest) = (self.download.access(), self.download.digest());
@@ -119,7 +127,7 @@ impl Ladder<'_> {
             Ok(()) = self.torrent.wait_piece(first) => return Ok(()),
         };
         if body.length != geometry.length() {
-            return Err(UpstreamError::Protocol(format!("the blob has {} bytes", body.length)));
+            return Err(UpstreamError::Protocol(format!("the blob has {} bytes", body.length)).into());
         }
         let mut body = Cutter { body, rest: Bytes::new() };
         for index in first.get()..geometry.piece_count() {
@@ -134,9 +142,12 @@ impl Ladder<'_> {
                 Ok(()) = self.torrent.wait_piece(piece) => return Ok(()),
             };
             self.blobs.counters.upstream_bytes.inc_by(geometry.length_of(piece).into());
-            if let Err(error) = self.torrent.ingest(piece, blocks).await {
-                let message = format!("piece {index} from upstream is refused: {error}");
-                return Err(UpstreamError::Protocol(message));
+            match self.torrent.ingest(piece, blocks).await {
+                Ok(_) => {}
+                Err(TorrentError::Write(error @ WriteError::HashMismatch { .. })) => {
+                    return Err(UpstreamError::Protocol(error.to_string()).into());
+                }
+                Err(error) => return Err(Failure::Torrent(error)),
             }
         }
         Ok(())
@@ -146,6 +157,20 @@ impl Ladder<'_> {
     fn swarm_bytes(&self) -> u64 {
         let received = self.torrent.progress().borrow().received;
         received.total() - received.upstream
+    }
+}
+
+/// Why pieces no longer come from upstream.
+enum Failure {
+    /// Upstream gives them no more, or wrong ones.
+    Upstream(UpstreamError),
+    /// The torrent or the disk does not take them.
+    Torrent(TorrentError),
+}
+
+impl From<UpstreamError> for Failure {
+    fn from(error: UpstreamError) -> Self {
+        Self::Upstream(error)
     }
 }
 

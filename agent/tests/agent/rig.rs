@@ -121,8 +121,17 @@ impl Rig {
     }
 
     pub(crate) async fn origin(&self, shutdown: CancellationToken, trackers: Vec<String>) -> shoal_origin::Running {
+        self.origin_at(LOCAL, shutdown, trackers).await
+    }
+
+    pub(crate) async fn origin_at(
+        &self,
+        listen: SocketAddr,
+        shutdown: CancellationToken,
+        trackers: Vec<String>,
+    ) -> shoal_origin::Running {
         let config = shoal_origin::Config {
-            listen: LOCAL,
+            listen,
             peer_listen: LOCAL,
             admin_listen: LOCAL,
             http_listen: LOCAL,

@@ -94,3 +94,25 @@ async fn an_agent_that_holds_a_blob_serves_its_neighbour_without_the_origin() {
     stop.cancel();
     origin.stopped().await;
 }
+
+#[tokio::test]
+async fn an_origin_that_comes_back_in_mid_blob_takes_over_from_upstream() {
+    let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[16 << 20]).await;
+    let stop = CancellationToken::new();
+    let origin = rig.origin(stop.clone(), Vec::new()).await;
+    let address = origin.grpc_addr;
+    let other = rig.agent(|config| config.origins = vec![format!("http://{address}")]).await;
+    get(&other, &blob(&rig.image.layers[0])).await;
+    stop.cancel();
+    origin.stopped().await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{address}")]).await;
+    let layer = rig.image.layers[0];
+    let path = blob(&layer);
+    let revive = async {
+        eventually("upstream is asked directly", || agent.status().received.upstream > 0).await;
+        rig.origin_at(address, rig.shutdown.child_token(), Vec::new()).await
+    };
+    let (answer, _origin) = tokio::join!(get(&agent, &path), revive);
+    assert!(answer.whole && answer.digest() == layer);
+    assert!(agent.status().received.origin > 0);
+}
