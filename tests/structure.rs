@@ -1,5 +1,7 @@
 //! The house rules that a compiler does not hold: which crate may know which, and how long a file may be.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

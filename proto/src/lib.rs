@@ -14,7 +14,7 @@ pub mod tracker {
         missing_docs,
         unreachable_pub,
         clippy::all,
-        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
         reason = "generated from shoal/tracker.proto"
     )]
     pub mod v1 {
@@ -24,7 +24,13 @@ pub mod tracker {
 
 /// The origin's service and messages.
 pub mod origin {
-    #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated from shoal/origin.proto")]
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated from shoal/origin.proto"
+    )]
     pub mod v1 {
         include!("generated/shoal.origin.v1.rs");
     }
@@ -32,7 +38,13 @@ pub mod origin {
 
 /// Control messages of the peer wire.
 pub mod wire {
-    #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated from shoal/wire.proto")]
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated from shoal/wire.proto"
+    )]
     pub mod v1 {
         include!("generated/shoal.wire.v1.rs");
     }

@@ -66,7 +66,7 @@ impl Bitfield {
             out.words[index / 8] |= u64::from(byte.reverse_bits()) << (index % 8 * 8);
         }
         if let Some(last) = out.words.last()
-            && pieces % 64 != 0
+            && !pieces.is_multiple_of(64)
             && last >> (pieces % 64) != 0
         {
             return Err(BitfieldError::SpareBit { pieces });

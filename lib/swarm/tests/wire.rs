@@ -1,5 +1,7 @@
 //! Facts about the wire codec.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use proptest::prelude::*;
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::{

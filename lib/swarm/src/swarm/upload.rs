@@ -129,7 +129,6 @@ impl Swarm {
     }
 
     /// Checks that the blocks are of one piece that we have and the peer may know of.
-    #[expect(clippy::type_complexity, reason = "used once")]
     fn servable(
         &self,
         conn: ConnId,

@@ -1,7 +1,7 @@
 //! A handful of swarms joined by ideal links in virtual time: every frame takes 1 ms, a block as long as its sender's rate
 //! says. Stores verify at once. For facts about the protocol; whole swarms are the simulator's.
 
-#![allow(dead_code, reason = "each test file uses its own part of the rig")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
