@@ -15,6 +15,7 @@ pub mod tracker {
         unreachable_pub,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         reason = "generated from shoal/tracker.proto"
     )]
     pub mod v1 {
@@ -29,6 +30,7 @@ pub mod origin {
         unreachable_pub,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         reason = "generated from shoal/origin.proto"
     )]
     pub mod v1 {
@@ -43,6 +45,7 @@ pub mod wire {
         unreachable_pub,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         reason = "generated from shoal/wire.proto"
     )]
     pub mod v1 {

@@ -13,7 +13,7 @@ fn peer(id: u8, zone: &str) -> PeerInfo {
     PeerInfo {
         id: PeerId([id; 16]),
         address: ([10, 0, 0, id], 5051).into(),
-        role: if id % 2 == 0 { Role::Agent } else { Role::Origin },
+        role: if id.is_multiple_of(2) { Role::Agent } else { Role::Origin },
         topology: Topology { zone: zone.to_owned(), rack: String::new() },
     }
 }
