@@ -157,3 +157,22 @@ impl Counters {
 pub(crate) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_meta::{PeerId, Topology};
+
+    use super::*;
+
+    #[test]
+    fn bytes_count_by_the_senders_role_first_and_zone_then() {
+        let peer = |role, zone: &str| {
+            let topology = Topology { zone: zone.to_owned(), rack: String::new() };
+            PeerInfo { id: PeerId([1; 16]), address: ([127, 0, 0, 1], 1).into(), role, topology }
+        };
+        let me = peer(Role::Agent, "a");
+        assert_eq!(From::of(&me, &peer(Role::Agent, "a")), From::SameZone);
+        assert_eq!(From::of(&me, &peer(Role::Agent, "b")), From::OtherZone);
+        assert_eq!(From::of(&me, &peer(Role::Origin, "a")), From::Origin);
+    }
+}
