@@ -20,8 +20,8 @@ pub(crate) struct Connection {
     pub(crate) peer: PeerInfo,
     pub(crate) dialled: bool,
     pub(crate) connected_at: Time,
-    /// Torrents open at both ends.
-    pub(crate) members: BTreeMap<TorrentKey, Member>,
+    /// Torrents open at both ends: the peer is a member of each.
+    pub(crate) shared: BTreeSet<TorrentKey>,
     /// Torrents the peer opened, by its alias.
     pub(crate) remotes: BTreeMap<Alias, Remote>,
     pub(crate) remote_bytes: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Connection {
 /// The half that brings us pieces.
 #[derive(Debug)]
 pub(crate) struct Down {
-    /// Open pieces the peer has, over all torrents.
+    /// Torrents of which the peer has an open piece.
     pub(crate) wanted: u32,
     /// What we last told the peer.
     pub(crate) interested: bool,
@@ -71,26 +71,12 @@ pub(crate) struct Up {
     pub(crate) rate: Rate,
 }
 
-/// A torrent open at both ends of a connection.
-#[derive(Debug)]
-pub(crate) struct Member {
-    /// The peer's alias for it.
-    pub(crate) alias: Alias,
-    pub(crate) have: Bitfield,
-    /// Open pieces the peer has.
-    pub(crate) wanted: u32,
-    /// What we showed the peer, when super-seeding.
-    pub(crate) revealed: Bitfield,
-    /// Of those, how many it has not fetched.
-    pub(crate) unfetched: u32,
-}
-
 /// A torrent the peer opened.
 #[derive(Debug)]
 pub(crate) struct Remote {
     pub(crate) digest: Digest,
     pub(crate) geometry: Geometry,
-    /// What the peer has; kept in the [`Member`] once the torrent is open here too.
+    /// What the peer has; kept with the torrent's members once the torrent is open here too.
     pub(crate) state: RemoteState,
 }
 
@@ -108,7 +94,7 @@ impl Connection {
             peer,
             dialled,
             connected_at: now,
-            members: BTreeMap::new(),
+            shared: BTreeSet::new(),
             remotes: BTreeMap::new(),
             remote_bytes: 0,
             opened: BTreeSet::new(),
@@ -127,7 +113,7 @@ impl Connection {
 
     /// Nothing moves here and no torrent is shared: the first to go when room is needed.
     pub(crate) fn is_useless(&self) -> bool {
-        self.members.is_empty() && self.down.inflight.is_empty() && self.up.queued_bytes == 0
+        self.shared.is_empty() && self.down.inflight.is_empty() && self.up.queued_bytes == 0
     }
 }
 

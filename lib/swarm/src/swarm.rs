@@ -329,7 +329,7 @@ impl Swarm {
     }
 
     fn forget_conn(&mut self, conn: ConnId) {
-        for key in self.conns.get(&conn).map(|c| c.members.keys().copied().collect::<Vec<_>>()).unwrap_or_default() {
+        for key in self.conns.get(&conn).map(|state| state.shared.clone()).unwrap_or_default() {
             self.detach(conn, key);
         }
         if let Some(state) = self.conns.remove(&conn)
@@ -359,24 +359,25 @@ impl Swarm {
         if !changed {
             return;
         }
-        for &conn in &torrent.members {
-            let Some(state) = self.conns.get_mut(&conn) else { continue };
-            let Some(member) = state.members.get_mut(&key).filter(|member| member.have.contains(piece)) else {
+        for (&conn, member) in torrent.members.iter_mut().filter(|(_, member)| member.have.contains(piece)) {
+            if open {
+                member.wanted += 1;
+            } else {
+                member.wanted -= 1;
+            }
+            // Only the first and the last open piece of a torrent change what we want of the peer.
+            let Some(state) = (if member.wanted == u32::from(open) { self.conns.get_mut(&conn) } else { None }) else {
                 continue;
             };
             if open {
-                member.wanted += 1;
                 state.down.wanted += 1;
             } else {
-                member.wanted -= 1;
                 state.down.wanted -= 1;
             }
-            if state.down.interested != (state.down.wanted > 0) {
-                self.dirty.interest.insert(conn);
-            }
-            if open && state.down.allowance > 0 {
-                self.dirty.holding.insert(conn);
-            }
+            self.dirty.interest.insert(conn);
+        }
+        if open {
+            self.dirty.holding.extend(self.allowed.iter().filter(|conn| torrent.members.contains_key(conn)));
         }
     }
 
@@ -385,14 +386,14 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.have.insert(piece);
         if torrent.super_seed.is_some() {
-            self.dirty.reveal.extend(torrent.members.iter().map(|&conn| (key, conn)));
+            self.dirty.reveal.extend(torrent.members.keys().map(|&conn| (key, conn)));
             self.end_super_seed(key);
         } else if torrent.is_leech() {
             torrent.fresh.push(piece);
             self.dirty.fresh.insert(key);
         } else {
             torrent.fresh.clear();
-            let members: Vec<_> = torrent.members.iter().copied().collect();
+            let members: Vec<_> = torrent.members.keys().copied().collect();
             for conn in members {
                 self.send(conn, Message::HaveAll { alias: key.alias() });
                 self.part_if_both_full(conn, key);
@@ -426,11 +427,9 @@ impl Swarm {
     fn announce_fresh(&mut self, key: TorrentKey) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let fresh = std::mem::take(&mut torrent.fresh);
-        for &conn in &torrent.members {
-            let Some(state) = self.conns.get(&conn) else { continue };
-            let Some(member) = state.members.get(&key) else { continue };
+        for (&conn, member) in &torrent.members {
             // A peer that has a piece need not hear of it, but for an origin, which counts copies.
-            let all = state.peer.role == Role::Origin;
+            let all = member.role == Role::Origin;
             let pieces: Vec<u32> =
                 fresh.iter().filter(|&&piece| all || !member.have.contains(piece)).map(|piece| piece.get()).collect();
             for pieces in pieces.chunks(LIST_LENGTH_MAX) {
@@ -464,7 +463,8 @@ impl Swarm {
         assert_eq!(self.requested_bytes, self.conns.values().map(inflight).sum::<u64>(), "requested bytes");
         for (id, conn) in &self.conns {
             assert_eq!(self.by_peer.get(&conn.peer.id), Some(id), "one connection per peer");
-            assert_eq!(conn.down.wanted, conn.members.values().map(|m| m.wanted).sum::<u32>(), "wanted at {id:?}");
+            let wanted = conn.shared.iter().filter(|key| self.torrents[key].members[id].wanted > 0).count();
+            assert_eq!(conn.down.wanted as usize, wanted, "wanted at {id:?}");
             let holds = |torrent: &Torrent| torrent.active.values().filter(|a| a.holders().contains(id)).count();
             let pieces: usize = self.torrents.values().map(holds).sum();
             assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {id:?}");
@@ -473,12 +473,6 @@ impl Swarm {
             let serving = conn.up.granted > 0 || conn.up.queued_bytes > 0;
             assert_eq!(self.serving.contains(id), serving, "serving {id:?}");
             assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {id:?}");
-            for (key, member) in &conn.members {
-                let torrent = &self.torrents[key];
-                assert!(torrent.members.contains(id), "members of {key:?}");
-                let wanted = torrent.open.iter_and(&member.have).count();
-                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {id:?}");
-            }
             for (key, block) in &conn.down.inflight {
                 let active = self.torrents[key].active.get(&block.piece).expect("a requested block's piece is active");
                 assert!(active.holders().contains(id), "{id:?} holds {block:?}");
@@ -486,9 +480,12 @@ impl Swarm {
         }
         for (key, torrent) in &self.torrents {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
-            for &member in &torrent.members {
-                assert!(self.conns[&member].members.contains_key(key), "{member:?} knows {key:?}");
+            for (id, member) in &torrent.members {
+                assert!(self.conns[id].shared.contains(key), "{id:?} knows {key:?}");
+                let wanted = torrent.open.iter_and(&member.have).count();
+                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {id:?}");
             }
+            assert_eq!(torrent.leechers, torrent.members.values().filter(|m| m.is_leecher()).count(), "leechers");
             for piece in torrent.geometry.pieces() {
                 let (have, open) = (torrent.have.contains(piece), torrent.open.contains(piece));
                 assert!(!(have && open), "piece {piece:?} is had and open");

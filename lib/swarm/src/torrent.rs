@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
 
 use crate::availability::Availability;
 use crate::picker::Window;
 use crate::superseed::SuperSeed;
+use crate::wire::Alias;
 use crate::{Config, ConnId, OpenTorrent, ReaderId, Time};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
@@ -28,8 +29,8 @@ pub(crate) struct Torrent {
     /// Pieces between the first request and the end of verification.
     pub(crate) active: BTreeMap<PieceIndex, Active>,
     pub(crate) availability: Availability,
-    /// Connections whose peers take part.
-    pub(crate) members: BTreeSet<ConnId>,
+    /// Connected peers that take part.
+    pub(crate) members: BTreeMap<ConnId, Member>,
     /// Agents among the members that lack a piece.
     pub(crate) leechers: usize,
     pub(crate) super_seed: Option<SuperSeed>,
@@ -44,6 +45,22 @@ pub(crate) struct Torrent {
     pub(crate) idle_since: Option<Time>,
     /// When neighbours were last asked for peers.
     pub(crate) searched_at: Time,
+}
+
+/// A connected peer that takes part in a torrent.
+#[derive(Debug)]
+pub(crate) struct Member {
+    /// The peer's alias for it.
+    pub(crate) alias: Alias,
+    /// An origin counts copies: it is told of every piece.
+    pub(crate) role: Role,
+    pub(crate) have: Bitfield,
+    /// Open pieces the peer has.
+    pub(crate) wanted: u32,
+    /// What we showed the peer, when super-seeding.
+    pub(crate) revealed: Bitfield,
+    /// Of those, how many it has not fetched.
+    pub(crate) unfetched: u32,
 }
 
 /// A piece between its first request and its verification.
@@ -96,7 +113,7 @@ impl Torrent {
             begun: BTreeSet::new(),
             active: BTreeMap::new(),
             availability: Availability::new(&geometry),
-            members: BTreeSet::new(),
+            members: BTreeMap::new(),
             leechers: 0,
             super_seed: super_seed.then(|| SuperSeed::new(&geometry)),
             readers: BTreeMap::new(),
@@ -153,6 +170,13 @@ impl Torrent {
             .map(|(&piece, _)| piece)
             .take(room)
             .collect()
+    }
+}
+
+impl Member {
+    /// An agent that lacks a piece.
+    pub(crate) fn is_leecher(&self) -> bool {
+        self.role == Role::Agent && !self.have.is_full()
     }
 }
 

@@ -7,7 +7,7 @@ use rand::{Rng as _, RngExt as _};
 use shoal_meta::{Digest, PeerId, PeerInfo, Role};
 
 use super::Swarm;
-use crate::torrent::CANDIDATES_MAX;
+use crate::torrent::{CANDIDATES_MAX, Member};
 use crate::wire::{Message, PEERS_LENGTH_MAX};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
 
@@ -149,12 +149,10 @@ impl Swarm {
     /// Tells a newcomer some of the torrent's other members (peer exchange, BEP 11).
     pub(super) fn introduce(&mut self, conn: ConnId, key: TorrentKey) {
         let torrent = &self.torrents[&key];
-        let newcomer = &self.conns[&conn];
-        let leeching = newcomer.members.get(&key).is_some_and(|member| !member.have.is_full());
-        if !leeching || newcomer.peer.role == Role::Origin || torrent.members.len() < 2 {
+        if torrent.members.len() < 2 || !torrent.members.get(&conn).is_some_and(Member::is_leecher) {
             return;
         }
-        let mut others: Vec<_> = torrent.members.iter().copied().filter(|&other| other != conn).collect();
+        let mut others: Vec<_> = torrent.members.keys().copied().filter(|&other| other != conn).collect();
         let mut peers = Vec::new();
         while peers.len() < INTRODUCTIONS && !others.is_empty() {
             let other = others.swap_remove(self.rng.random_range(0..others.len()));
@@ -190,7 +188,7 @@ impl Swarm {
         }
         match self.by_digest.get(&digest).and_then(|key| self.torrents.get(key)) {
             Some(torrent) => {
-                let others = torrent.members.iter().filter(|&&other| other != conn);
+                let others = torrent.members.keys().filter(|&&other| other != conn);
                 let mut peers: Vec<_> = others.map(|other| self.conns[other].peer.clone()).collect();
                 peers.truncate(PEERS_LENGTH_MAX - 1);
                 if !torrent.have.is_empty() {

@@ -76,8 +76,8 @@ impl Swarm {
     /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
     fn choose(&mut self, conn: ConnId) -> Option<(TorrentKey, PieceIndex)> {
         let state = self.conns.get(&conn)?;
-        let wanted: Vec<_> =
-            state.members.iter().filter(|(_, member)| member.wanted > 0).map(|(&key, m)| (key, m.wanted)).collect();
+        let wanted = state.shared.iter().map(|key| (*key, self.torrents[key].members[&conn].wanted));
+        let wanted: Vec<_> = wanted.filter(|(_, wanted)| *wanted > 0).collect();
         let total: u32 = wanted.iter().map(|(_, wanted)| wanted).sum();
         if total == 0 || state.down.allowance == 0 || state.down.pieces >= state.down.depth {
             return None;
@@ -95,7 +95,7 @@ impl Swarm {
             if !room && torrent.begun.is_empty() {
                 continue;
             }
-            let member = &self.conns[&conn].members[&key];
+            let member = &torrent.members[&conn];
             let holds = |piece: &&PieceIndex| torrent.active.get(piece).is_some_and(|a| a.holders().contains(&conn));
             let asked: Vec<_> = torrent.begun.iter().filter(holds).copied().collect();
             let view = View {
@@ -294,7 +294,7 @@ impl Swarm {
 
     /// Takes back what was asked of a peer and tells it so.
     fn cancel(&mut self, conn: ConnId, key: TorrentKey, select: impl Fn(BlockRef) -> bool) {
-        let Some(member) = self.conns.get(&conn).and_then(|state| state.members.get(&key)) else { return };
+        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(&conn)) else { return };
         let blocks = self.take_back(conn, key, member.alias, select);
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
             let blocks = blocks.iter().copied().map(WireBlock::from).collect();
@@ -387,7 +387,7 @@ impl Swarm {
             self.back_off(peer);
             return;
         }
-        let keys: Vec<_> = state.members.keys().copied().collect();
+        let keys = state.shared.clone();
         self.void_allowance(conn);
         for key in keys {
             self.cancel(conn, key, |_| true);

@@ -1,9 +1,10 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex};
 
 use super::Swarm;
-use crate::connection::{Connection, Member, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
+use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
+use crate::torrent::Member;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
@@ -217,23 +218,24 @@ impl Swarm {
     }
 
     fn member_has(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
-        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
-        let Some(member) = state.members.get_mut(&key) else { return };
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let Some(member) = torrent.members.get_mut(&conn) else { return };
+        let leecher = member.is_leecher();
         if !member.have.insert(piece) {
             return;
         }
         torrent.availability.add(piece);
-        if member.have.is_full() && state.peer.role == Role::Agent {
+        if leecher && !member.is_leecher() {
             torrent.leechers -= 1;
             torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
         }
         if torrent.open.contains(piece) {
             member.wanted += 1;
-            state.down.wanted += 1;
-            if !state.down.interested {
+            if let (1, Some(state)) = (member.wanted, self.conns.get_mut(&conn)) {
+                state.down.wanted += 1;
                 self.dirty.interest.insert(conn);
             }
-            if state.down.allowance > 0 {
+            if self.allowed.contains(&conn) {
                 self.dirty.holding.insert(conn);
             }
         }
@@ -250,7 +252,7 @@ impl Swarm {
     pub(super) fn attach(&mut self, conn: ConnId, alias: Alias, key: TorrentKey) {
         let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
         let Some(remote) = state.remotes.get_mut(&alias) else { return };
-        if remote.geometry != torrent.geometry || state.members.contains_key(&key) {
+        if remote.geometry != torrent.geometry || state.shared.contains(&key) {
             self.violate(conn, Violation::GeometryMismatch);
             return;
         }
@@ -258,16 +260,17 @@ impl Swarm {
             return;
         };
         torrent.availability.add_all(&have);
-        torrent.members.insert(conn);
-        if !have.is_full() && state.peer.role == Role::Agent {
+        let wanted = u32::try_from(torrent.open.iter_and(&have).count()).unwrap_or(u32::MAX);
+        state.down.wanted += u32::from(wanted > 0);
+        state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
+        let revealed = Bitfield::empty(&torrent.geometry);
+        let member = Member { alias, role: state.peer.role, have, wanted, revealed, unfetched: 0 };
+        if member.is_leecher() {
             torrent.leechers += 1;
             torrent.idle_since = None;
         }
-        let wanted = u32::try_from(torrent.open.iter_and(&have).count()).unwrap_or(u32::MAX);
-        state.down.wanted += wanted;
-        state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
-        let revealed = Bitfield::empty(&torrent.geometry);
-        state.members.insert(key, Member { alias, have, wanted, revealed, unfetched: 0 });
+        torrent.members.insert(conn, member);
+        state.shared.insert(key);
         self.dirty.interest.insert(conn);
         if torrent.super_seed.is_some() {
             self.dirty.reveal.insert((key, conn));
@@ -279,22 +282,20 @@ impl Swarm {
 
     /// Takes a peer out of a torrent; what it was asked for is open again.
     pub(super) fn detach(&mut self, conn: ConnId, key: TorrentKey) {
-        let Some(alias) = self.conns.get(&conn).and_then(|state| state.members.get(&key)).map(|member| member.alias)
-        else {
-            return;
-        };
+        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(&conn)) else { return };
+        let alias = member.alias;
         self.take_back(conn, key, alias, |_| true);
         self.drop_uploads(conn, key);
         let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
-        let Some(member) = state.members.remove(&key) else { return };
-        state.down.wanted -= member.wanted;
-        torrent.members.remove(&conn);
+        let Some(member) = torrent.members.remove(&conn) else { return };
+        state.shared.remove(&key);
+        state.down.wanted -= u32::from(member.wanted > 0);
         torrent.availability.remove_all(&member.have);
         if let Some(seed) = &mut torrent.super_seed {
             let unfetched = member.revealed.iter().filter(|&piece| !member.have.contains(piece));
             unfetched.for_each(|piece| seed.settle(piece));
         }
-        if !member.have.is_full() && state.peer.role == Role::Agent {
+        if member.is_leecher() {
             torrent.leechers -= 1;
             torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
         }
@@ -303,15 +304,16 @@ impl Swarm {
         if let Some(remote) = state.remotes.get_mut(&member.alias) {
             remote.state = RemoteState::Waiting(member.have);
         }
-        let longest = state.members.keys().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
+        let longest = state.shared.iter().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
         state.up.piece_length = longest.unwrap_or(0);
     }
 
     /// Two seeders have nothing to tell each other about a torrent.
     pub(super) fn part_if_both_full(&mut self, conn: ConnId, key: TorrentKey) {
-        let full = |state: &Connection| state.members.get(&key).is_some_and(|member| member.have.is_full());
-        let parting = self.conns.get(&conn).is_some_and(full)
-            && self.torrents.get(&key).is_some_and(|torrent| !torrent.is_leech() && torrent.super_seed.is_none());
+        let parting = self.torrents.get(&key).is_some_and(|torrent| {
+            let full = torrent.members.get(&conn).is_some_and(|member| member.have.is_full());
+            full && !torrent.is_leech() && torrent.super_seed.is_none()
+        });
         if parting {
             self.detach(conn, key);
             self.send_close(conn, key);

@@ -135,7 +135,8 @@ impl Swarm {
         key: TorrentKey,
         blocks: &[WireBlock],
     ) -> Result<Option<(TorrentKey, Vec<BlockRef>)>, Violation> {
-        let (torrent, member) = (&self.torrents[&key], &self.conns[&conn].members[&key]);
+        let torrent = &self.torrents[&key];
+        let member = &torrent.members[&conn];
         let checked: Option<Vec<_>> = blocks.iter().map(|block| block.check(&torrent.geometry)).collect();
         let checked = checked.ok_or(Violation::OutOfRange)?;
         let Some(first) = checked.first() else { return Ok(None) };
@@ -219,11 +220,11 @@ impl Swarm {
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
     pub(super) fn reveal_all(&mut self) {
         while let Some((key, conn)) = self.dirty.reveal.pop_first() {
-            let (Some(torrent), Some(state)) = (self.torrents.get_mut(&key), self.conns.get_mut(&conn)) else {
+            let Some(torrent) = self.torrents.get_mut(&key) else { continue };
+            let ahead = SuperSeed::ahead(torrent.members.len());
+            let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(&conn)) else {
                 continue;
             };
-            let ahead = SuperSeed::ahead(torrent.members.len());
-            let (Some(seed), Some(member)) = (&mut torrent.super_seed, state.members.get_mut(&key)) else { continue };
             let mut pieces = Vec::new();
             while member.unfetched < ahead
                 && let Some(piece) = seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability)
@@ -246,7 +247,7 @@ impl Swarm {
             return;
         }
         torrent.super_seed = None;
-        let members: Vec<_> = torrent.members.iter().copied().collect();
+        let members: Vec<_> = torrent.members.keys().copied().collect();
         for conn in members {
             self.send(conn, Message::HaveAll { alias: key.alias() });
             self.part_if_both_full(conn, key);
