@@ -117,8 +117,9 @@ impl Connection {
     }
 }
 
-/// Pieces asked at first of a peer that has not shown what it gives.
-const DEPTH_FIRST: u32 = 2;
+/// Pieces asked at first of a peer that has not shown what it gives, and of one that is late: enough that the next is on
+/// its way when one is in.
+pub(crate) const DEPTH_MIN: u32 = 2;
 
 impl Default for Down {
     fn default() -> Self {
@@ -128,7 +129,7 @@ impl Default for Down {
             allowance: 0,
             inflight: BTreeSet::new(),
             pieces: 0,
-            depth: DEPTH_FIRST,
+            depth: DEPTH_MIN,
             expired: BTreeSet::new(),
             progress_at: Time::ZERO,
             rate: Rate::default(),

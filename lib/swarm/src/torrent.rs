@@ -154,7 +154,8 @@ impl Torrent {
         self.piece_time = Some(self.piece_time.map_or(took, |mean| (mean * 7 + took) / 8));
     }
 
-    /// Pieces that are late at their only holder, so that a second may be asked: in the endgame sooner than before it.
+    /// Pieces that are late at their only holder while another peer has them too, so that it may be asked: in the endgame
+    /// sooner than before it.
     pub(crate) fn late(&self, now: Time) -> Vec<PieceIndex> {
         const PATIENCE_MIN: Duration = Duration::from_millis(250);
         const CONTESTED_MAX: usize = 8;
@@ -164,8 +165,10 @@ impl Torrent {
         self.active
             .iter()
             .filter(|(piece, active)| {
-                let single = matches!(&active.stage, Stage::Fetching { holders, .. } if holders.len() == 1);
-                single && now.since(active.progress_at) > patience && !self.begun.contains(piece)
+                let &[holder] = active.holders() else { return false };
+                let others = || self.members.iter().filter(|(member, _)| **member != holder);
+                let late = now.since(active.progress_at) > patience && !self.begun.contains(piece);
+                late && others().any(|(_, member)| member.have.contains(**piece))
             })
             .map(|(&piece, _)| piece)
             .take(room)

@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use shoal_meta::{BlockRef, PieceIndex};
 
 use super::Swarm;
-use crate::connection::EXPIRED_MAX;
+use crate::connection::{DEPTH_MIN, EXPIRED_MAX};
 use crate::picker::{self, View};
 use crate::torrent::{Active, Stage};
 use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
@@ -370,7 +370,7 @@ impl Swarm {
             for piece in self.torrents[&key].late(self.now) {
                 let holder = self.torrents[&key].active[&piece].holders().first().copied();
                 if let Some(state) = holder.and_then(|holder| self.conns.get_mut(&holder)) {
-                    state.down.depth = (state.down.depth / 2).max(1);
+                    state.down.depth = (state.down.depth / 2).max(DEPTH_MIN);
                 }
                 self.set_open(key, piece, true);
             }
