@@ -2,7 +2,9 @@
 //!
 //! The front calls it with a checked name and an access; it sees to it that the access is allowed, and single-flight.
 
-use std::collections::{HashMap, HashSet};
+mod ahead;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::ahead::Ahead;
 use crate::authorize::Authorizer;
 use crate::body::SLICES_MAX;
 use crate::download::Download;
@@ -33,10 +36,6 @@ const OPENINGS_MAX: usize = 1024;
 const DOWNLOADS_MAX: usize = 1024;
 /// Most blobs fetched from upstream directly at a time.
 const WEB_SEEDS_MAX: usize = 16;
-/// Most layers above the one asked for that are fetched at a time.
-const PREFETCHES_MAX: usize = 4;
-/// Most layers waiting to be prefetched.
-const PREFETCH_QUEUE_MAX: usize = 512;
 /// A download without readers or progress for this long is let go; what it has stays on disk.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -54,7 +53,7 @@ pub(crate) struct Blobs {
     /// Permits to hold a slice of the full length for a client.
     pub(crate) slices: Arc<Semaphore>,
     authorizer: Authorizer,
-    prefetches: Arc<Semaphore>,
+    ahead: Ahead,
     state: Mutex<State>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -65,7 +64,6 @@ struct State {
     downloads: HashMap<Digest, Arc<Download>>,
     /// Blobs being asked for on behalf of one access, shared by all who ask alike.
     openings: HashMap<(Digest, Access), Opening>,
-    prefetching: HashSet<Digest>,
 }
 
 type Opening = Shared<BoxFuture<'static, Result<Opened, UpstreamError>>>;
@@ -116,7 +114,7 @@ impl Blobs {
             stall_timeout,
             web_seeds: Semaphore::new(WEB_SEEDS_MAX),
             slices: Arc::new(Semaphore::new(SLICES_MAX)),
-            prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
+            ahead: Ahead::new(),
             state: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown,
@@ -135,7 +133,10 @@ impl Blobs {
             }
             return Ok(opened);
         }
-        let opened = self.opening(access, digest).await?;
+        let opened = match self.open_warm(access, digest).await? {
+            Some(opened) => opened,
+            None => self.opening(access, digest).await?,
+        };
         if let Opened::Arriving(download) = &opened {
             download.want();
         }
@@ -168,53 +169,6 @@ impl Blobs {
         let length = self.upstream.blob_length(access, digest).await;
         self.authorizer.note(access, digest, &length.as_ref().map(|_| ()).map_err(Clone::clone));
         length
-    }
-
-    /// Fetches layers that will be asked for next, from the swarm alone: a swarm that is away is no reason to go upstream.
-    pub(crate) fn prefetch(self: &Arc<Self>, access: &Access, layers: Vec<Digest>) {
-        if !self.origins.is_up() {
-            return;
-        }
-        for digest in layers {
-            let known = self.find(&digest).is_some();
-            let mut state = self.lock();
-            if known || state.prefetching.len() >= PREFETCH_QUEUE_MAX || !state.prefetching.insert(digest) {
-                continue;
-            }
-            drop(state);
-            let (blobs, access) = (self.clone(), access.clone());
-            self.spawn(async move {
-                blobs.fetch_ahead(&access, &digest).await;
-                blobs.lock().prefetching.remove(&digest);
-            });
-        }
-    }
-
-    async fn fetch_ahead(self: &Arc<Self>, access: &Access, digest: &Digest) {
-        let Ok(_permit) = self.prefetches.acquire().await else { return };
-        if self.find(digest).is_some() {
-            return;
-        }
-        match self.origins.metainfo(access, digest, 0).await {
-            Ok(feed) => {
-                self.authorizer.note(access, digest, &Ok(()));
-                let opened = self.begin_fed(access, digest, feed).await;
-                // One that a client came to want makes room for the next.
-                if let Opened::Arriving(download) = opened {
-                    loop {
-                        let changed = download.readers_changed();
-                        if download.over.is_cancelled() || download.is_wanted() {
-                            break;
-                        }
-                        tokio::select! {
-                            () = download.over.cancelled() => {}
-                            () = changed => {}
-                        }
-                    }
-                }
-            }
-            Err(error) => tracing::debug!(%digest, %error, "layer is not fetched ahead"),
-        }
     }
 
     /// What goes on with each torrent, for the status page.

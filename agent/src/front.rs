@@ -151,7 +151,9 @@ impl Front {
         headers: &HeaderMap,
     ) -> Result<Response<Body>, OciError> {
         let access = access(repository, headers)?;
-        let manifest = self.manifests.get(&access, reference, head, &accepted(headers)).await.map_err(told)?;
+        let (manifest, layers) =
+            self.manifests.get(&access, reference, head, &accepted(headers)).await.map_err(told)?;
+        self.blobs.warm(&access, &layers);
         let content_type = HeaderValue::from_str(&manifest.media_type)
             .map_err(|_| OciError::unavailable("upstream's media type is not a header value"))?;
         Ok(respond(StatusCode::OK, content_type)

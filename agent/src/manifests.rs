@@ -39,7 +39,7 @@ impl Manifests {
         Self { origins, upstream, images: Images::default() }
     }
 
-    /// Gives a manifest, or with `head` what is to be said of it.
+    /// Gives a manifest and the layers it names, or with `head` what is to be said of it.
     ///
     /// # Errors
     /// With what upstream said, to us or to the origin.
@@ -49,7 +49,7 @@ impl Manifests {
         reference: &Reference,
         head: bool,
         accept: &[String],
-    ) -> Result<Manifest, UpstreamError> {
+    ) -> Result<(Manifest, Arc<[Digest]>), UpstreamError> {
         let manifest = match self.origins.resolve(access, reference, head, accept, ORIGIN_PATIENCE).await {
             Ok(response) => from_origin(response, reference, head),
             Err(OriginError::Upstream(error)) if is_verdict(&error) => return Err(error),
@@ -59,8 +59,8 @@ impl Manifests {
             Some(manifest) => manifest,
             None => self.upstream.manifest(access, reference, head, accept).await?,
         };
-        self.images.remember(&manifest.content);
-        Ok(manifest)
+        let layers = self.images.remember(&manifest.content);
+        Ok((manifest, layers))
     }
 
     /// The layers above this one in the image asked for last that has it.
@@ -90,17 +90,18 @@ fn from_origin(response: ResolveResponse, reference: &Reference, head: bool) -> 
 }
 
 impl Images {
-    fn remember(&self, manifest: &[u8]) {
-        let layers = layers(manifest);
+    fn remember(&self, manifest: &[u8]) -> Arc<[Digest]> {
+        let layers: Arc<[_]> = layers(manifest).into();
         if layers.len() < 2 {
-            return;
+            return layers;
         }
         let mut images = self.lock();
         images.retain(|known| **known != *layers);
-        images.push_back(layers.into());
+        images.push_back(layers.clone());
         if images.len() > IMAGES_MAX {
             images.pop_front();
         }
+        layers
     }
 
     fn above(&self, layer: &Digest) -> Vec<Digest> {

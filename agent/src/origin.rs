@@ -86,7 +86,15 @@ pub(crate) struct Feed {
     pub(crate) geometry: Option<Geometry>,
     /// The origin as a peer.
     pub(crate) peer: Option<PeerInfo>,
-    updates: Streaming<MetainfoUpdate>,
+    updates: Updates,
+}
+
+#[derive(Debug)]
+enum Updates {
+    /// As they come from the origin.
+    Streamed(Box<Streaming<MetainfoUpdate>>),
+    /// All of them are at hand: every hash, until it is taken, and that this is all.
+    Gathered(Option<Vec<PieceHash>>),
 }
 
 /// What a [`Feed`] brings after its header.
@@ -174,24 +182,18 @@ impl Origins {
 
     /// Opens a blob's metainfo from a piece on, and waits for its header. A silent origin is given up by its pings.
     pub(crate) async fn metainfo(&self, access: &Access, digest: &Digest, first: u32) -> Result<Feed, OriginError> {
-        let request = proto::MetainfoRequest {
-            access: Some(access_to_proto(access)),
-            digest: digest.to_string(),
-            first_piece: first,
-        };
-        self.call(digest.as_bytes(), CALL_TIMEOUT, |mut client| {
-            let request = request.clone();
-            async move {
-                let mut updates = client.metainfo(request).await?.into_inner();
-                match updates.message().await?.and_then(|message| message.update) {
-                    Some(Wire::Header(header)) => feed(&header, updates),
-                    Some(Wire::Hashes(_) | Wire::Complete(_)) | None => {
-                        Err(Status::internal("a metainfo stream begins with its header"))
-                    }
-                }
-            }
+        let request = metainfo_request(access, digest, first);
+        self.call(digest.as_bytes(), CALL_TIMEOUT, |client| {
+            let opened = open(client, request.clone());
+            async move { opened.await?.ok_or_else(|| Status::internal("a metainfo stream begins with its header")) }
         })
         .await
+    }
+
+    /// Opens a blob's metainfo if the origin holds the blob or is fetching it; makes it fetch nothing.
+    pub(crate) async fn metainfo_held(&self, access: &Access, digest: &Digest) -> Result<Option<Feed>, OriginError> {
+        let request = proto::MetainfoRequest { held_only: true, ..metainfo_request(access, digest, 0) };
+        self.call(digest.as_bytes(), CALL_TIMEOUT, |client| open(client, request.clone())).await
     }
 
     /// Tries the origins in the order in which they own the key. A call that outlasts the caller's patience goes on alone,
@@ -286,7 +288,14 @@ impl Endpoint {
 impl Feed {
     /// The next update; `None` when the stream ended without `Complete`.
     pub(crate) async fn next(&mut self) -> Result<Option<Update>, OriginError> {
-        let Some(message) = self.updates.next().await else { return Ok(None) };
+        let updates = match &mut self.updates {
+            Updates::Streamed(updates) => updates,
+            Updates::Gathered(hashes) => {
+                let rest = hashes.take().map_or(Update::Complete, |hashes| Update::Hashes { first: 0, hashes });
+                return Ok(Some(rest));
+            }
+        };
+        let Some(message) = updates.next().await else { return Ok(None) };
         let message = message.map_err(|status| match upstream_error(&status) {
             Some(error) => OriginError::Upstream(error),
             None => OriginError::Away,
@@ -304,6 +313,44 @@ impl Feed {
             Some(Wire::Header(_)) | None => Err(OriginError::Away),
         }
     }
+
+    /// Reads it from the first piece to its end, to be at hand later. `None` when the origin has not all of it.
+    pub(crate) async fn gathered(mut self) -> Result<Option<Self>, OriginError> {
+        let pieces = self.geometry.map_or(0, |geometry| geometry.piece_count() as usize);
+        let mut all = Vec::new();
+        loop {
+            match self.next().await? {
+                Some(Update::Hashes { first, hashes })
+                    if first as usize == all.len() && hashes.len() <= pieces - all.len() =>
+                {
+                    all.extend(hashes);
+                }
+                Some(Update::Complete) if all.len() == pieces => break,
+                Some(Update::Hashes { .. } | Update::Complete) | None => return Ok(None),
+            }
+        }
+        Ok(Some(Self { updates: Updates::Gathered(Some(all)), ..self }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self { geometry: None, peer: None, updates: Updates::Gathered(None) }
+    }
+}
+
+fn metainfo_request(access: &Access, digest: &Digest, first_piece: u32) -> proto::MetainfoRequest {
+    let access = Some(access_to_proto(access));
+    proto::MetainfoRequest { access, digest: digest.to_string(), first_piece, held_only: false }
+}
+
+/// Opens a metainfo stream; `None` when it is empty.
+async fn open(mut client: OriginClient<Channel>, request: proto::MetainfoRequest) -> Result<Option<Feed>, Status> {
+    let mut updates = client.metainfo(request).await?.into_inner();
+    match updates.message().await? {
+        None => Ok(None),
+        Some(MetainfoUpdate { update: Some(Wire::Header(header)) }) => feed(&header, updates).map(Some),
+        Some(_) => Err(Status::internal("a metainfo stream begins with its header")),
+    }
 }
 
 fn feed(header: &proto::metainfo_update::Header, updates: Streaming<MetainfoUpdate>) -> Result<Feed, Status> {
@@ -314,7 +361,7 @@ fn feed(header: &proto::metainfo_update::Header, updates: Streaming<MetainfoUpda
         ),
     };
     let peer = shoal_proto::peer_from_proto(header.origin.as_ref()).ok();
-    Ok(Feed { geometry, peer, updates })
+    Ok(Feed { geometry, peer, updates: Updates::Streamed(Box::new(updates)) })
 }
 
 fn access_to_proto(access: &Access) -> proto::Access {

@@ -26,6 +26,8 @@ pub struct Status {
     pub store_max_bytes: u64,
     /// Blobs held whole.
     pub blobs: usize,
+    /// Layers whose metainfo is at hand, as a manifest named them and an origin holds them.
+    pub warm: usize,
     /// Blobs on their way.
     pub torrents: Vec<TorrentStatus>,
 }
@@ -91,6 +93,7 @@ impl Status {
             store_bytes: usage.bytes,
             store_max_bytes: usage.budget_bytes,
             blobs: usage.blobs,
+            warm: blobs.warm_count(),
             torrents: torrents.collect(),
         }
     }

@@ -58,7 +58,15 @@ impl Origin for Service {
         if streams.get() >= STREAMS_MAX {
             return Err(Status::unavailable("as many metainfo streams as allowed are open"));
         }
-        let holding = self.rooms.ingests.open(&access, &digest).await.map_err(|error| error.to_status())?;
+        let ingests = &self.rooms.ingests;
+        let holding = if request.held_only {
+            ingests.held(&access, &digest).await
+        } else {
+            ingests.open(&access, &digest).await.map(Some)
+        };
+        let Some(holding) = holding.map_err(|error| error.to_status())? else {
+            return Ok(Response::new(Box::pin(futures_util::stream::empty())));
+        };
         let stream = metainfo::stream(holding, request.first_piece, &self.peer, streams)?;
         Ok(Response::new(Box::pin(stream)))
     }

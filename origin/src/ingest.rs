@@ -139,10 +139,8 @@ impl Ingests {
     pub(crate) async fn open(&self, access: &Access, digest: &Digest) -> Result<Holding, OriginError> {
         let inner = &self.0;
         for _ in 0..TRIES {
-            if let Some(holding) = inner.held(digest) {
-                inner.metrics.cache_requests.with_label_values(&["blob", "hit"]).inc();
-                inner.authorizer.check(access, Kind::Blob, digest).await?;
-                return Ok(holding.with_access(access));
+            if let Some(holding) = self.held(access, digest).await? {
+                return Ok(holding);
             }
             inner.metrics.cache_requests.with_label_values(&["blob", "miss"]).inc();
             // Upstream's answer to the fetch is the check of the one it was made for: a miss costs no round trip more.
@@ -162,6 +160,14 @@ impl Ingests {
             }
         }
         Err(OriginError::Busy("too many callers are refused this blob"))
+    }
+
+    /// Gives a blob that is here or on its way to a caller that may have it; starts nothing.
+    pub(crate) async fn held(&self, access: &Access, digest: &Digest) -> Result<Option<Holding>, OriginError> {
+        let Some(holding) = self.0.held(digest) else { return Ok(None) };
+        self.0.metrics.cache_requests.with_label_values(&["blob", "hit"]).inc();
+        self.0.authorizer.check(access, Kind::Blob, digest).await?;
+        Ok(Some(holding.with_access(access)))
     }
 
     /// The length of a blob for a caller that may have it; does not fetch it.

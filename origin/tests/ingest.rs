@@ -61,6 +61,7 @@ async fn a_stream_begins_at_the_piece_asked_for() {
         access: Some(lab.access("")),
         digest: digest.to_string(),
         first_piece,
+        held_only: false,
     };
     let mut client = lab.client().await;
     let mut stream = client.metainfo(request(3)).await.unwrap().into_inner();
@@ -157,6 +158,47 @@ async fn a_private_blob_needs_credentials_though_it_is_held() {
     let asked = lab.registry.requests().len();
     assert!(lab.client().await.authorize(request).await.unwrap().into_inner().valid_ms > 0);
     assert_eq!(lab.registry.requests().len(), asked, "the accepted caller is remembered");
+}
+
+#[tokio::test]
+async fn held_only_tells_nothing_of_an_unknown_blob_and_fetches_nothing() {
+    let (mut content, blob) = (Content::new(), noise(MIB, 10));
+    let digest = content.add_blob(blob);
+    let lab = Lab::start(content, Options::default()).await;
+    let told = lab.held(&digest, "").await.unwrap();
+    assert!(told.header.is_none() && told.hashes.is_empty() && !told.complete);
+    assert_eq!(lab.registry.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn held_only_follows_a_blob_that_is_being_fetched_and_tells_all_of_one_that_is_held() {
+    let (mut content, blob) = (Content::new(), noise(2 * MIB, 11));
+    let digest = content.add_blob(blob.clone());
+    let lab = Lab::start(content, Options { rate: Some(4 * MIB as u64), ..Options::default() }).await;
+    let first = lab.open(&digest, "").await.unwrap();
+    let growing = lab.held(&digest, "").await.unwrap();
+    drop(first);
+    let whole = lab.held(&digest, "").await.unwrap();
+    for told in [growing, whole] {
+        assert_eq!(told.hashes, hashes_of(&blob));
+        assert!(told.complete);
+    }
+    assert_eq!(lab.registry.counters().blobs[&digest].gets, 1);
+}
+
+#[tokio::test]
+async fn held_only_needs_credentials_too() {
+    let (mut content, blob) = (Content::new(), noise(MIB, 12));
+    let digest = content.add_blob(blob);
+    let auth = Auth::Basic { user: "ann".to_owned(), password: "secret".to_owned() };
+    let lab = Lab::start(content, Options { auth: Some(auth), ..Options::default() }).await;
+    let good = "Basic YW5uOnNlY3JldA==";
+    let mut stream = lab.open(&digest, good).await.unwrap();
+    while within(stream.message()).await.unwrap().is_some() {}
+    for stranger in ["", "Basic YW5uOndyb25n"] {
+        assert_eq!(lab.held(&digest, stranger).await.unwrap_err().code(), Code::Unauthenticated);
+    }
+    assert!(lab.held(&digest, good).await.unwrap().complete);
 }
 
 #[tokio::test]

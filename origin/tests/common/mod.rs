@@ -94,22 +94,22 @@ impl Lab {
     }
 
     pub(crate) async fn open(&self, digest: &Digest, as_whom: &str) -> Result<Streaming<MetainfoUpdate>, Status> {
-        let request =
-            MetainfoRequest { access: Some(self.access(as_whom)), digest: digest.to_string(), first_piece: 0 };
+        let access = Some(self.access(as_whom));
+        let request = MetainfoRequest { access, digest: digest.to_string(), ..MetainfoRequest::default() };
         self.client().await.metainfo(request).await.map(tonic::Response::into_inner)
     }
 
     /// Follows the metainfo of a blob to its end.
     pub(crate) async fn metainfo(&self, digest: &Digest) -> Result<Told, Status> {
-        within(async {
-            let mut stream = self.open(digest, "").await?;
-            let mut told = Told::default();
-            while let Some(update) = stream.message().await? {
-                told.take(update);
-            }
-            Ok(told)
-        })
-        .await
+        within(async { Told::all(self.open(digest, "").await?).await }).await
+    }
+
+    /// Follows the metainfo of a blob to its end, if the origin holds or is fetching it.
+    pub(crate) async fn held(&self, digest: &Digest, as_whom: &str) -> Result<Told, Status> {
+        let access = Some(self.access(as_whom));
+        let request =
+            MetainfoRequest { access, digest: digest.to_string(), held_only: true, ..MetainfoRequest::default() };
+        within(async { Told::all(self.client().await.metainfo(request).await?.into_inner()).await }).await
     }
 
     pub(crate) async fn resolve(&self, reference: &str, head: bool) -> Result<ResolveResponse, Status> {
@@ -166,6 +166,14 @@ impl Answer {
 }
 
 impl Told {
+    async fn all(mut stream: Streaming<MetainfoUpdate>) -> Result<Self, Status> {
+        let mut told = Self::default();
+        while let Some(update) = stream.message().await? {
+            told.take(update);
+        }
+        Ok(told)
+    }
+
     pub(crate) fn take(&mut self, update: MetainfoUpdate) {
         match update.update.unwrap() {
             Update::Header(header) => self.header = Some(header),

@@ -49,6 +49,10 @@ pub struct MetainfoRequest {
     /// The first piece whose hash the caller lacks, so that a broken stream resumes.
     #[prost(uint32, tag = "3")]
     pub first_piece: u32,
+    /// Answer what the origin holds or is fetching; never start a fetch from upstream. For any other blob the stream ends
+    /// at once without a message and without an error.
+    #[prost(bool, tag = "4")]
+    pub held_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetainfoUpdate {
