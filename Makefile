@@ -15,12 +15,14 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
 
+# Builds the program too: its integration tests need it.
 unit:
-	$(CARGO) test --release --workspace --exclude shoal-e2e
+	$(CARGO) test --release --workspace --tests
 
+# Builds what `unit` builds, the program among it, so that nothing is built twice.
 e2e:
-	$(CARGO) build --release --bin shoal
-	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release -p shoal-e2e
+	$(CARGO) test --release --workspace --tests --no-run --quiet
+	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release --workspace --test e2e
 
 clean:
 	$(CARGO) clean
