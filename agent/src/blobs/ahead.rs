@@ -1,8 +1,8 @@
 //! What is done ahead of requests: a manifest warms the metainfo of its layers, and a layer that is asked for starts those
 //! above it.
 //!
-//! The front says when. Warming moves no payload and makes nobody fetch; neither fetches from upstream here. What was
-//! warmed is a head start and no leave: a blob request is authorised as any other.
+//! The front says when. Warming moves no payload and makes nobody fetch; neither fetches from upstream here. Warm
+//! metainfo is a head start and no leave: a blob request is authorised as any other.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -121,18 +121,16 @@ impl Blobs {
     async fn warmed(&self, access: &Access, digest: &Digest) -> Option<Feed> {
         let _permit = self.ahead.warmings.acquire().await.ok()?;
         let asked = async {
-            match self.origins.metainfo_held(access, digest).await? {
-                Some(feed) => feed.gathered().await,
-                None => Ok(None),
+            let Some(feed) = self.origins.metainfo_held(access, digest).await? else { return Ok(None) };
+            let feed = feed.gathered().await?;
+            if feed.is_some() {
+                // So that the request itself need not wait for it. Unlike the stream, this says how long the leave holds.
+                self.authorizer.check(access, digest).await.map_err(OriginError::Upstream)?;
             }
+            Ok(feed)
         };
         match timeout(WARMING_PATIENCE, asked).await.unwrap_or(Err(OriginError::Away)) {
-            Ok(feed) => {
-                if feed.is_some() {
-                    self.authorizer.note(access, digest, &Ok(()));
-                }
-                feed
-            }
+            Ok(feed) => feed,
             Err(error) => {
                 tracing::debug!(%digest, %error, "metainfo of a layer is not warmed");
                 None
