@@ -161,6 +161,9 @@ fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "uplinks in use               {:.1} %", report.uplink_share * 100.0)?;
     let Report { blocks, messages, connections, .. } = report;
     writeln!(out, "{blocks} blocks, {messages} messages, {connections} connections")?;
+    for (reason, count) in &report.disconnects {
+        writeln!(out, "{count} connections given up: {reason}")?;
+    }
     writeln!(out, "{} events, trace {}", report.events, report.trace_hash)
 }
 

@@ -1,5 +1,7 @@
 //! What came of a simulation.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// The figures of one run. Times are virtual; ratios are to [`crate::Scenario::optimum_seconds`].
@@ -40,7 +42,7 @@ pub struct Report {
     /// Connections made.
     pub connections: u64,
     /// Connections that a node gave up, by reason.
-    pub disconnects: std::collections::BTreeMap<String, u64>,
+    pub disconnects: BTreeMap<String, u64>,
     /// Events delivered, of every kind.
     pub events: u64,
     /// A hash over every event: when, from whom, to whom, of what kind. Equal for equal runs.

@@ -99,6 +99,18 @@ fn readers_cost_the_swarm_little() {
 }
 
 #[test]
+fn few_connections_are_enough() {
+    let swarm = shoal_swarm::Config { connections_soft_max: 6, connections_max: 8, ..Default::default() };
+    play(&Scenario { nodes: 40, blob_length: 8 * MIB, swarm, ..small() });
+}
+
+#[test]
+#[should_panic(expected = "16 agents lack pieces that can be had")]
+fn checked_mode_fails_a_run_that_does_not_complete() {
+    play(&Scenario { time_limit: Some(Duration::from_secs(1)), ..small() });
+}
+
+#[test]
 fn a_slow_node_does_not_slow_the_others() {
     let fast = Rates::equal(12_500_000);
     let mut rates = vec![fast; 16];
