@@ -19,7 +19,7 @@ use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
 use crate::rate::Rate;
 use crate::torrent::{Reader, Torrent};
-use crate::wire::{LIST_LENGTH_MAX, Message};
+use crate::wire::{LIST_LENGTH_MAX, Message, Pieces};
 use crate::{
     Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
 };
@@ -272,8 +272,8 @@ impl Swarm {
     /// When to call [`handle_timeout`](Self::handle_timeout), and why; `None` while nothing is under way.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, TimeoutReason)> {
-        let granted = self.serving.iter().any(|conn| self.conns[conn].up.granted > 0);
-        let progress = (self.requested_bytes > 0 || granted).then_some((self.next_tick, TimeoutReason::Progress));
+        let moving = self.requested_bytes > 0 || !self.serving.is_empty();
+        let progress = moving.then_some((self.next_tick, TimeoutReason::Progress));
         let rechoke = self.choker.timeout().filter(|_| !self.wanting.is_empty()).map(|at| (at, TimeoutReason::Rechoke));
         let housekeeping = self.needs_housekeeping().then_some((self.next_housekeeping, TimeoutReason::Housekeeping));
         [progress, rechoke, housekeeping].into_iter().flatten().min_by_key(|(at, _)| *at)
@@ -430,10 +430,11 @@ impl Swarm {
         for (&conn, member) in &torrent.members {
             // A peer that has a piece need not hear of it, but for an origin, which counts copies.
             let all = member.role == Role::Origin;
-            let pieces: Vec<u32> =
+            let mut pieces: Pieces =
                 fresh.iter().filter(|&&piece| all || !member.have.contains(piece)).map(|piece| piece.get()).collect();
-            for pieces in pieces.chunks(LIST_LENGTH_MAX) {
-                let message = Message::Have { alias: key.alias(), pieces: pieces.to_vec() };
+            while !pieces.is_empty() {
+                let rest = pieces.drain(pieces.len().min(LIST_LENGTH_MAX)..).collect();
+                let message = Message::Have { alias: key.alias(), pieces: std::mem::replace(&mut pieces, rest) };
                 self.transmits.push_back(Transmit { conn, frame: Frame::Control(message) });
             }
         }

@@ -8,6 +8,7 @@ use prost::Message as _;
 use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, BlockRef, Digest, Geometry, PeerInfo};
 use shoal_proto::wire::v1 as proto;
 use shoal_proto::{ConvertError, peer_from_proto, peer_to_proto};
+use smallvec::SmallVec;
 
 /// The wire version we speak.
 pub const VERSION: u32 = 1;
@@ -54,6 +55,9 @@ impl WireBlock {
     }
 }
 
+/// Piece numbers of a Have: mostly one, so kept in place.
+pub type Pieces = SmallVec<[u32; 4]>;
+
 /// A control message. The aliases in it are its sender's.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(missing_docs, reason = "each message and field is documented in proto/shoal/wire.proto")]
@@ -61,7 +65,7 @@ pub enum Message {
     Hello { version: u32, peer: PeerInfo },
     OpenTorrent { alias: Alias, digest: Digest, geometry: Geometry, have: Bitfield },
     CloseTorrent { alias: Alias },
-    Have { alias: Alias, pieces: Vec<u32> },
+    Have { alias: Alias, pieces: Pieces },
     HaveAll { alias: Alias },
     Interested,
     NotInterested,
@@ -197,7 +201,7 @@ fn to_proto(message: &Message) -> proto::control::Message {
             have_all: have.is_full(),
         }),
         Message::CloseTorrent { alias } => Out::CloseTorrent(proto::CloseTorrent { alias: alias.0 }),
-        Message::Have { alias, pieces } => Out::Have(proto::Have { alias: alias.0, pieces: pieces.clone() }),
+        Message::Have { alias, pieces } => Out::Have(proto::Have { alias: alias.0, pieces: pieces.to_vec() }),
         Message::HaveAll { alias } => Out::HaveAll(proto::HaveAll { alias: alias.0 }),
         Message::Interested => Out::Interested(proto::Interested {}),
         Message::NotInterested => Out::NotInterested(proto::NotInterested {}),
@@ -229,7 +233,7 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
         In::CloseTorrent(close) => Message::CloseTorrent { alias: Alias(close.alias) },
         In::Have(have) => {
             bound(have.pieces.len(), LIST_LENGTH_MAX)?;
-            Message::Have { alias: Alias(have.alias), pieces: have.pieces }
+            Message::Have { alias: Alias(have.alias), pieces: have.pieces.into() }
         }
         In::HaveAll(all) => Message::HaveAll { alias: Alias(all.alias) },
         In::Interested(_) => Message::Interested,

@@ -45,7 +45,7 @@ fn message() -> impl Strategy<Value = Message> {
         open,
         alias.clone().prop_map(|alias| Message::CloseTorrent { alias }),
         (alias.clone(), prop::collection::vec(any::<u32>(), 0..99))
-            .prop_map(|(alias, pieces)| Message::Have { alias, pieces }),
+            .prop_map(|(alias, pieces)| Message::Have { alias, pieces: pieces.into() }),
         alias.clone().prop_map(|alias| Message::HaveAll { alias }),
         Just(Message::Interested),
         Just(Message::NotInterested),

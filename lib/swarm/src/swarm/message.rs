@@ -125,7 +125,7 @@ impl Swarm {
         }
         let pieces: Vec<u32> = torrent.have.iter().map(PieceIndex::get).collect();
         for pieces in pieces.chunks(LIST_LENGTH_MAX) {
-            self.send(conn, Message::Have { alias, pieces: pieces.to_vec() });
+            self.send(conn, Message::Have { alias, pieces: pieces.into() });
         }
     }
 

@@ -5,7 +5,7 @@ use shoal_meta::BlockRef;
 use super::{SEND_WINDOW_BLOCKS, Swarm};
 use crate::choker::{Decision, View};
 use crate::superseed::SuperSeed;
-use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Pieces, WireBlock};
 use crate::{ConnId, Frame, Time, TorrentKey, Transmit, Violation};
 
 /// Blocks one peer may have waiting here.
@@ -225,7 +225,7 @@ impl Swarm {
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(&conn)) else {
                 continue;
             };
-            let mut pieces = Vec::new();
+            let mut pieces = Pieces::new();
             while member.unfetched < ahead
                 && let Some(piece) = seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability)
             {
