@@ -5,20 +5,25 @@ use shoal_meta::{Bitfield, Geometry, PieceIndex};
 use crate::availability::Availability;
 
 /// Pieces shown to one peer that it has not fetched yet, at most, when many peers are about.
-const REVEALED_MAX: u32 = 4;
+const REVEALED_MAX: u32 = 1;
 /// The same for one or two peers, which need more to keep the path full.
 const REVEALED_MAX_FEW: u32 = 16;
+
+/// Pieces on show below which one may be shown a second time.
+const AGAIN_BELOW: u32 = 8;
 
 /// What has been shown. Left when every piece is at some other peer.
 #[derive(Debug)]
 pub(crate) struct SuperSeed {
     /// For each piece, to how many peers it is shown that have not got it yet.
     shown: Vec<u16>,
+    /// The sum of `shown`.
+    outstanding: u32,
 }
 
 impl SuperSeed {
     pub(crate) fn new(geometry: &Geometry) -> Self {
-        Self { shown: vec![0; geometry.piece_count() as usize] }
+        Self { shown: vec![0; geometry.piece_count() as usize], outstanding: 0 }
     }
 
     /// How many pieces a peer may see ahead of what it fetched.
@@ -26,7 +31,9 @@ impl SuperSeed {
         if peers <= 2 { REVEALED_MAX_FEW } else { REVEALED_MAX }
     }
 
-    /// Chooses the piece to show a peer next: the one fewest have or have been shown, the first of those.
+    /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only
+    /// when few are on show (those left may be shown to slow peers): a second copy that leaves before the first of
+    /// another puts that one off.
     pub(crate) fn choose(
         &self,
         have: &Bitfield,
@@ -34,18 +41,23 @@ impl SuperSeed {
         revealed: &Bitfield,
         availability: &Availability,
     ) -> Option<PieceIndex> {
-        have.iter()
+        let copies = |piece: PieceIndex| self.shown[piece.index()].saturating_add(availability.of(piece));
+        let piece = have
+            .iter()
             .filter(|&piece| !peer.contains(piece) && !revealed.contains(piece))
-            .min_by_key(|&piece| self.shown[piece.index()].saturating_add(availability.of(piece)))
+            .min_by_key(|&piece| copies(piece))?;
+        (copies(piece) == 0 || self.outstanding < AGAIN_BELOW).then_some(piece)
     }
 
     /// A piece is shown to a peer.
     pub(crate) fn show(&mut self, piece: PieceIndex) {
+        self.outstanding += 1;
         self.shown[piece.index()] = self.shown[piece.index()].saturating_add(1);
     }
 
     /// A peer that was shown a piece got it, or left.
     pub(crate) fn settle(&mut self, piece: PieceIndex) {
+        self.outstanding -= 1;
         self.shown[piece.index()] = self.shown[piece.index()].saturating_sub(1);
     }
 }

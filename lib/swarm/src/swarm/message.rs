@@ -1,6 +1,6 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
 use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
@@ -48,7 +48,9 @@ impl Swarm {
             }
             self.disconnect(old, DisconnectReason::Duplicate);
         }
-        if self.conns.len() >= self.config.connections_max && !self.prune() {
+        // Those who dial us may be faster than our own dial of the origin: it is never surplus.
+        let origin = dialled && peer.role == Role::Origin;
+        if !origin && self.conns.len() >= self.config.connections_max && !self.prune() {
             return Err(DisconnectReason::Surplus);
         }
         Ok(())
