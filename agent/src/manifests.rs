@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use oci_spec::image::ImageManifest;
 use shoal_meta::Digest;
 use shoal_proto::origin::v1::ResolveResponse;
 use shoal_registry::upstream::Upstream;
@@ -121,20 +121,9 @@ impl Images {
 /// The layers of an image manifest; none of an index, or of what is not a manifest. Foreign layers are left out: the
 /// registry does not have them.
 fn layers(manifest: &[u8]) -> Vec<Digest> {
-    #[derive(Deserialize)]
-    struct Image {
-        #[serde(default)]
-        layers: Vec<Layer>,
-    }
-    #[derive(Deserialize)]
-    struct Layer {
-        digest: String,
-        #[serde(default)]
-        urls: Vec<String>,
-    }
-    let Ok(image) = serde_json::from_slice::<Image>(manifest) else { return Vec::new() };
-    let own = image.layers.iter().filter(|layer| layer.urls.is_empty());
-    own.filter_map(|layer| layer.digest.parse().ok()).take(LAYERS_MAX).collect()
+    let Ok(image) = ImageManifest::from_reader(manifest) else { return Vec::new() };
+    let own = image.layers().iter().filter(|layer| layer.urls().as_ref().is_none_or(Vec::is_empty));
+    own.filter_map(|layer| layer.digest().as_ref().parse().ok()).take(LAYERS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -146,9 +135,13 @@ mod tests {
     }
 
     fn manifest(layers: &[&str]) -> Vec<u8> {
-        let layers: Vec<_> =
-            layers.iter().map(|name| serde_json::json!({ "digest": digest(name).to_string() })).collect();
-        serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "layers": layers })).unwrap()
+        let blob = |name: &&str| {
+            let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+            serde_json::json!({ "mediaType": media_type, "digest": digest(name).to_string(), "size": 1 })
+        };
+        let layers: Vec<_> = layers.iter().map(blob).collect();
+        let config = blob(&"config");
+        serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers })).unwrap()
     }
 
     #[test]

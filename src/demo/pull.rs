@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use serde::Deserialize;
+use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, Os, Platform};
 use shoal_meta::{Digest, Geometry};
 use shoal_registry::reference::{Reference, Repository, parse_image};
 
@@ -39,32 +39,10 @@ pub(super) struct Image {
     blobs: Vec<Descriptor>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Descriptor {
-    digest: String,
-    size: u64,
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    os: String,
-    architecture: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-}
-
 impl Image {
     /// Bytes of all blobs.
     pub(super) fn length(&self) -> u64 {
-        self.blobs.iter().map(|blob| blob.size).sum()
+        self.blobs.iter().map(Descriptor::size).sum()
     }
 
     /// How many blobs, the configuration included.
@@ -74,7 +52,7 @@ impl Image {
 
     /// The longest piece of any blob, in bytes.
     pub(super) fn piece_bytes(&self) -> u64 {
-        let geometries = self.blobs.iter().filter_map(|blob| Geometry::for_length(blob.size).ok());
+        let geometries = self.blobs.iter().filter_map(|blob| Geometry::for_length(blob.size()).ok());
         geometries.map(|geometry| u64::from(geometry.piece_length()).min(geometry.length())).max().unwrap_or(0)
     }
 }
@@ -88,11 +66,20 @@ pub(super) async fn look(front: &str, reference: &str) -> anyhow::Result<Image> 
         Reference::Digest(digest) => digest.to_string(),
     };
     let mut manifest = target.manifest(&reference).await?;
-    if let Some(digest) = manifest.choose()? {
-        manifest = target.manifest(&digest).await?;
+    if let Ok(index) = ImageIndex::from_reader(manifest.as_ref()) {
+        manifest = target.manifest(choose(&index)?.digest().as_ref()).await?;
     }
-    ensure!(!manifest.layers.is_empty(), "{reference} of {} is no image: its manifest has no layers", repository.name);
-    Ok(Image { blobs: manifest.config.into_iter().chain(manifest.layers).collect() })
+    let manifest = ImageManifest::from_reader(manifest.as_ref())
+        .with_context(|| format!("{reference} of {} is no image", repository.name))?;
+    Ok(Image { blobs: std::iter::once(manifest.config()).chain(manifest.layers()).cloned().collect() })
+}
+
+/// Of an index, the manifest for this machine, or the first.
+fn choose(index: &ImageIndex) -> anyhow::Result<&Descriptor> {
+    let ours = Arch::default();
+    let suits = |platform: &Platform| *platform.os() == Os::Linux && *platform.architecture() == ours;
+    let found = index.manifests().iter().find(|manifest| manifest.platform().as_ref().is_some_and(suits));
+    found.or(index.manifests().first()).context("the index is empty")
 }
 
 /// Pulls an image through a front and checks the digest of every blob.
@@ -105,25 +92,6 @@ pub(super) async fn pull(front: &str, reference: &str, start: Instant) -> anyhow
     let fetched = stream::iter(fetches).buffer_unordered(CONCURRENT_DOWNLOADS);
     let bytes = fetched.try_fold(0, async |sum, bytes| Ok(sum + bytes)).await?;
     Ok(Pulled { seconds: start.elapsed().as_secs_f64(), bytes })
-}
-
-impl Manifest {
-    /// Of an index, the manifest for this machine, or the first.
-    fn choose(&self) -> anyhow::Result<Option<String>> {
-        if self.manifests.is_empty() {
-            return Ok(None);
-        }
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        let ours = self.manifests.iter().find(|manifest| {
-            manifest.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture)
-        });
-        let chosen = ours.or(self.manifests.first()).context("the index is empty")?;
-        Ok(Some(chosen.digest.clone()))
-    }
 }
 
 struct Target<'a> {
@@ -147,16 +115,15 @@ impl Target<'_> {
         Ok(response)
     }
 
-    async fn manifest(&self, reference: &str) -> anyhow::Result<Manifest> {
+    async fn manifest(&self, reference: &str) -> anyhow::Result<Bytes> {
         let response = self.get(&format!("manifests/{reference}")).await?;
         let body = http_body_util::Limited::new(response.into_body(), MANIFEST_LENGTH_MAX).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("manifest {reference}: {error}"))?.to_bytes();
-        serde_json::from_slice(&body).with_context(|| format!("manifest {reference}"))
+        Ok(body.map_err(|error| anyhow::anyhow!("manifest {reference}: {error}"))?.to_bytes())
     }
 
     /// Fetches a blob and throws its bytes away, once they are hashed.
     async fn blob(&self, blob: &Descriptor) -> anyhow::Result<u64> {
-        let digest: Digest = blob.digest.parse()?;
+        let digest: Digest = blob.digest().as_ref().parse()?;
         let mut body = self.get(&format!("blobs/{digest}")).await?.into_body();
         let mut hasher = digest.hasher();
         let mut received = 0;
@@ -166,7 +133,7 @@ impl Target<'_> {
                 hasher.update(&data);
             }
         }
-        ensure!(received == blob.size, "blob {digest} has {received} bytes, not {}", blob.size);
+        ensure!(received == blob.size(), "blob {digest} has {received} bytes, not {}", blob.size());
         ensure!(hasher.finish() == digest, "blob {digest} has other content than its digest says");
         Ok(received)
     }
