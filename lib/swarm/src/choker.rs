@@ -22,8 +22,6 @@ pub(crate) struct View {
     pub(crate) outstanding_bytes: u64,
     /// When the peer was last granted something; `None` before the first time.
     pub(crate) granted_at: Option<Time>,
-    /// Pieces the peer had before us, of the torrent in which it has fewest (of the others it does not tell us).
-    pub(crate) held: u32,
     /// Bytes per second we get from the peer.
     pub(crate) rate_in: f64,
     /// Bytes per second the peer gets from us: what ranks peers while we have all we want (the seeds' "seed" case).
@@ -49,8 +47,8 @@ pub(crate) enum Decision {
 /// A policy and its state.
 #[derive(Debug)]
 pub(crate) enum Choker {
-    /// A free slot goes at once to the interested peer with the least outstanding, then to the one that has brought
-    /// fewest pieces before we had them (it is behind, or short of sources), then to the one served least recently.
+    /// A free slot goes at once to the interested peer with the least outstanding, served least recently. Serving those
+    /// behind first was tried: it helps the last of many equal nodes and lets one slow node hold everybody's slots.
     Cluster { slots: u64 },
     /// Tit-for-tat rounds (Cohen 2003): the seeds' policy.
     Reciprocal(Reciprocal),
@@ -124,7 +122,7 @@ fn cluster(slots: u64, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<De
         let mut best: Option<usize> = None;
         let mut ties = 0u32;
         for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
-            let rank = |view: &View| (view.slots(), view.held, view.granted_at);
+            let rank = |view: &View| (view.slots(), view.granted_at);
             match best.map(|best| rank(view).cmp(&rank(&views[best]))) {
                 None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
                 Some(std::cmp::Ordering::Equal) => {
@@ -213,7 +211,6 @@ mod tests {
                 grant_bytes: GRANT,
                 outstanding_bytes: 0,
                 granted_at: None,
-                held: 0,
                 rate_in: 0.0,
                 rate_out: 0.0,
             });

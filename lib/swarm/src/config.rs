@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Config {
     /// Who gets upload slots. Default [`ChokePolicy::Cluster`].
     pub choke_policy: ChokePolicy,
-    /// How many peers are served at once. Default 2. More slow the first copies of each piece.
+    /// How many peers are served at once. Default 4 (the seeds' number). More slow the first copies of each piece.
     pub upload_slots: u32,
     /// The least a peer may request at one unchoke, in bytes; at least one piece is always granted. Default 256 KiB.
     pub grant_bytes_min: u32,
@@ -53,7 +53,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             choke_policy: ChokePolicy::Cluster,
-            upload_slots: 2,
+            upload_slots: 4,
             grant_bytes_min: 256 * 1024,
             grant_timeout: Duration::from_millis(500),
             inflight_bytes_max: 32 * 1024 * 1024,

@@ -52,12 +52,6 @@ impl Swarm {
             grant_bytes: u64::from(self.config.grant_bytes_min).div_ceil(piece_length) * piece_length,
             outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
             granted_at: state.up.granted_at,
-            held: state
-                .shared
-                .iter()
-                .filter_map(|key| Some(self.torrents.get(key)?.members.get(&conn)?.have.count()))
-                .min()
-                .unwrap_or(0),
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
             rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
         }
