@@ -107,7 +107,7 @@ impl Front {
     async fn answer(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Body> {
         let ns = ns_of(request.uri().query());
         let route = path::parse(request.uri().path(), ns.as_deref());
-        let name = route.as_ref().map_or("other", name_of);
+        let name = route.as_ref().map_or("other", Route::kind);
         let answered = async {
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return Err(not_allowed());
@@ -256,16 +256,6 @@ impl Front {
             .expect(VALID);
         response.headers_mut().extend(document.headers);
         Ok(response)
-    }
-}
-
-fn name_of(route: &Route) -> &'static str {
-    match route {
-        Route::Ping => "ping",
-        Route::Manifest { .. } => "manifest",
-        Route::Blob { .. } => "blob",
-        Route::Tags { .. } => "tags",
-        Route::Referrers { .. } => "referrers",
     }
 }
 

@@ -38,7 +38,7 @@ async fn answer(rooms: &Rooms, request: Request<Incoming>) -> Response<Body> {
     let (route, response) = match *request.method() {
         Method::GET | Method::HEAD => {
             let route = path::parse(request.uri().path(), path::ns_of(request.uri().query()).as_deref());
-            let kind = route.as_ref().map_or("other", kind_of);
+            let kind = route.as_ref().map_or("other", Route::kind);
             let answered = async { respond(rooms, &request, route?).await };
             let response = tokio::time::timeout(ANSWER_PATIENCE, answered).await;
             (kind, response.unwrap_or_else(|_| Err(OciError::unavailable("upstream has not answered in time"))))
@@ -52,16 +52,6 @@ async fn answer(rooms: &Rooms, request: Request<Incoming>) -> Response<Body> {
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     rooms.metrics.http_requests.with_label_values(&[route, response.status().as_str()]).inc();
     response
-}
-
-fn kind_of(route: &Route) -> &'static str {
-    match route {
-        Route::Ping => "ping",
-        Route::Manifest { .. } => "manifest",
-        Route::Blob { .. } => "blob",
-        Route::Tags { .. } => "tags",
-        Route::Referrers { .. } => "referrers",
-    }
 }
 
 fn refuse(error: &OciError) -> Response<Body> {

@@ -92,6 +92,18 @@ fn not_offered(path: &str) -> OciError {
 }
 
 impl Route {
+    /// What is asked for, in one word: for logs and metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Manifest { .. } => "manifest",
+            Self::Blob { .. } => "blob",
+            Self::Tags { .. } => "tags",
+            Self::Referrers { .. } => "referrers",
+        }
+    }
+
     /// The registry and name the request is about; none for [`Route::Ping`].
     #[must_use]
     pub fn repository(&self) -> Option<&Repository> {
