@@ -20,8 +20,6 @@ pub(crate) struct View {
     pub(crate) grant_bytes: u64,
     /// Bytes granted, requested or being sent, that have not left yet.
     pub(crate) outstanding_bytes: u64,
-    /// When the peer was last granted something; `None` before the first time.
-    pub(crate) granted_at: Option<Time>,
     /// Bytes per second we get from the peer.
     pub(crate) rate_in: f64,
     /// Bytes per second the peer gets from us: what ranks peers while we have all we want (the seeds' "seed" case).
@@ -47,8 +45,9 @@ pub(crate) enum Decision {
 /// A policy and its state.
 #[derive(Debug)]
 pub(crate) enum Choker {
-    /// A free slot goes at once to the interested peer with the least outstanding, served least recently. Serving those
-    /// behind first was tried: it helps the last of many equal nodes and lets one slow node hold everybody's slots.
+    /// A free slot goes at once to a random one of the interested peers with the least outstanding. Turns (the one served
+    /// least recently) and serving those behind first were tried: both make neighbours serve the same peer at the same
+    /// time.
     Cluster { slots: u64 },
     /// Tit-for-tat rounds (Cohen 2003): the seeds' policy.
     Reciprocal(Reciprocal),
@@ -101,7 +100,7 @@ impl Choker {
     /// interested or being served.
     pub(crate) fn decide(&mut self, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
         match self {
-            Self::Cluster { slots } => cluster(*slots, now, views, rng),
+            Self::Cluster { slots } => cluster(*slots, views, rng),
             Self::Reciprocal(state) => state.decide(now, views, rng),
         }
     }
@@ -115,15 +114,14 @@ impl Choker {
     }
 }
 
-fn cluster(slots: u64, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
     let mut used: u64 = views.iter().map(View::slots).sum();
     let mut out = Vec::new();
     while used < slots {
         let mut best: Option<usize> = None;
         let mut ties = 0u32;
         for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
-            let rank = |view: &View| (view.slots(), view.granted_at);
-            match best.map(|best| rank(view).cmp(&rank(&views[best]))) {
+            match best.map(|best| view.slots().cmp(&views[best].slots())) {
                 None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
                 Some(std::cmp::Ordering::Equal) => {
                     ties += 1;
@@ -138,7 +136,6 @@ fn cluster(slots: u64, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<De
         let view = &mut views[best];
         used -= view.slots();
         view.outstanding_bytes += view.grant_bytes;
-        view.granted_at = Some(now);
         used += view.slots();
         out.push(Decision::Grant(view.conn, view.grant_bytes));
     }
@@ -210,7 +207,6 @@ mod tests {
                 interested: c.is_ascii_uppercase(),
                 grant_bytes: GRANT,
                 outstanding_bytes: 0,
-                granted_at: None,
                 rate_in: 0.0,
                 rate_out: 0.0,
             });
@@ -252,11 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_served_least_recently_goes_first() {
-        let mut choker = Choker::new(ChokePolicy::Cluster, 1);
-        let mut views = peers("A B C");
-        (views[0].granted_at, views[1].granted_at, views[2].granted_at) = (Some(at(3)), Some(at(1)), Some(at(2)));
-        assert_eq!(granted(&choker.decide(at(4), &mut views, &mut Pcg64::seed_from_u64(1))), "b");
+    fn peers_with_equally_little_are_served_at_random() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 2);
+        let mut rng = Pcg64::seed_from_u64(1);
+        let mut served = |peers: &mut [View]| granted(&choker.decide(at(0), peers, &mut rng));
+        let seen: std::collections::BTreeSet<_> = (0..100).map(|_| served(&mut peers("A+ B C D"))).collect();
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["b", "c", "d"]);
     }
 
     #[test]

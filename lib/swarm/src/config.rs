@@ -15,7 +15,8 @@ pub struct Config {
     pub grant_timeout: Duration,
     /// Most bytes requested and not yet verified, over all torrents: the receive memory. Default 32 MiB.
     pub inflight_bytes_max: u64,
-    /// Pieces kept in flight while the path's rate is not known, over all peers. Default 8.
+    /// Pieces kept in flight over all peers, at least; more where the path's bandwidth-delay product is more. Default 6:
+    /// more wait at senders while other senders are idle.
     pub inflight_pieces: u32,
     /// A peer that owes us blocks and sends none for this long is snubbed. Default 8 s.
     pub snub_timeout: Duration,
@@ -43,7 +44,7 @@ pub struct Config {
 /// Who gets upload slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChokePolicy {
-    /// Event driven and work conserving: a free slot goes at once to the interested peer served least recently.
+    /// Event driven and work conserving: a free slot goes at once to one of the interested peers with the least.
     Cluster,
     /// The seeds' tit-for-tat: the best 4 by rate every 10 s, one optimistic unchoke every 30 s, anti-snubbing.
     Reciprocal,
@@ -57,7 +58,7 @@ impl Default for Config {
             grant_bytes_min: 256 * 1024,
             grant_timeout: Duration::from_millis(500),
             inflight_bytes_max: 32 * 1024 * 1024,
-            inflight_pieces: 8,
+            inflight_pieces: 6,
             snub_timeout: Duration::from_secs(8),
             connections_soft_max: 50,
             connections_max: 60,

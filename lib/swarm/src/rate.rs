@@ -1,4 +1,4 @@
-//! How fast bytes have been moving lately.
+//! How fast bytes have been moving lately, and how quickly pieces came.
 
 use std::time::Duration;
 
@@ -43,9 +43,48 @@ impl Rate {
     }
 }
 
+/// The least time that something took, over the last one to two [`Quickest::WINDOW`]s.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Quickest {
+    now: Option<Duration>,
+    before: Option<Duration>,
+    since: Time,
+}
+
+impl Quickest {
+    const WINDOW: Duration = Duration::from_secs(5);
+
+    pub(crate) fn add(&mut self, now: Time, took: Duration) {
+        if now.since(self.since) >= Self::WINDOW {
+            *self = Self { now: None, before: self.now, since: now };
+        }
+        self.now = Some(self.now.map_or(took, |least| least.min(took)));
+    }
+
+    /// `None` before the first.
+    pub(crate) fn get(&self) -> Option<Duration> {
+        self.now.into_iter().chain(self.before).min()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_quickest_is_forgotten_after_two_windows() {
+        let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
+        let ms = Duration::from_millis;
+        let mut quickest = Quickest::default();
+        assert_eq!(quickest.get(), None);
+        quickest.add(at(1), ms(5));
+        quickest.add(at(2), ms(9));
+        assert_eq!(quickest.get(), Some(ms(5)));
+        quickest.add(at(6), ms(9));
+        assert_eq!(quickest.get(), Some(ms(5)));
+        quickest.add(at(12), ms(9));
+        assert_eq!(quickest.get(), Some(ms(9)));
+    }
 
     #[test]
     fn a_steady_flow_is_measured_and_forgotten() {

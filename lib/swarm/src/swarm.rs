@@ -17,7 +17,7 @@ use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role}
 
 use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
-use crate::rate::Rate;
+use crate::rate::{Quickest, Rate};
 use crate::torrent::{Reader, Torrent};
 use crate::wire::{LIST_LENGTH_MAX, Message, Pieces};
 use crate::{
@@ -85,12 +85,16 @@ pub struct Swarm {
     /// Bytes received and not verified.
     unverified_bytes: u64,
     rate_in: Rate,
+    /// From the first request for a piece to its last block.
+    quickest: Quickest,
     /// Connections whose peers would request something from us.
     wanting: BTreeSet<ConnId>,
     /// Connections with a grant, or with blocks that have not left.
     serving: BTreeSet<ConnId>,
     /// Connections with an allowance of ours.
     allowed: BTreeSet<ConnId>,
+    /// Connections told that we want nothing although we do: there is no room in flight for what they would grant.
+    declined: BTreeSet<ConnId>,
     dirty: Dirty,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -135,9 +139,11 @@ impl Swarm {
             requested_bytes: 0,
             unverified_bytes: 0,
             rate_in: Rate::default(),
+            quickest: Quickest::default(),
             wanting: BTreeSet::new(),
             serving: BTreeSet::new(),
             allowed: BTreeSet::new(),
+            declined: BTreeSet::new(),
             dirty: Dirty::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -337,7 +343,7 @@ impl Swarm {
         {
             self.by_peer.remove(&state.peer.id);
         }
-        for set in [&mut self.wanting, &mut self.serving, &mut self.allowed] {
+        for set in [&mut self.wanting, &mut self.serving, &mut self.allowed, &mut self.declined] {
             set.remove(&conn);
         }
         for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
@@ -406,6 +412,7 @@ impl Swarm {
         if !self.dirty.holding.is_empty() {
             self.fill_all();
         }
+        self.decline_surplus();
         if !self.dirty.reveal.is_empty() {
             self.reveal_all();
         }
@@ -442,7 +449,7 @@ impl Swarm {
 
     fn tell_interest(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        let wants = state.down.wanted > 0;
+        let wants = state.down.wanted > 0 && !self.declined.contains(&conn);
         if state.down.interested == wants {
             return;
         }

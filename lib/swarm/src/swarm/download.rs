@@ -12,8 +12,9 @@ use crate::torrent::{Active, Stage};
 use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
-/// How much of the measured rate is kept in flight, once that is more than a few pieces.
-const INFLIGHT_TIME: Duration = Duration::from_millis(500);
+/// How many times the path's measured bandwidth-delay product may be in flight, once that is more than a few pieces: twice,
+/// so that it can grow (BBR's start-up, Cardwell et al. 2016).
+const INFLIGHT_GAIN: f64 = 2.0;
 /// Most pieces asked of one peer at a time; what is in flight in all is bounded by the configuration.
 const DEPTH_MAX: u32 = 256;
 /// After this many snubs in a row without a block a peer is given up.
@@ -61,6 +62,22 @@ impl Swarm {
         self.dirty.holding.clear();
     }
 
+    /// Refuses what was granted and cannot be used, so that the slots go to others at once; asks again when there is room.
+    /// Without it pieces queue at some senders while others are idle: 100 equal nodes end at 1.031 instead of 1.018 of the
+    /// optimum.
+    pub(super) fn decline_surplus(&mut self) {
+        if self.declined.is_empty() && self.allowed.is_empty() {
+            return;
+        }
+        // What is begun may be asked for without room.
+        if self.has_room() || self.torrents.values().any(|torrent| !torrent.begun.is_empty()) {
+            self.dirty.interest.append(&mut self.declined);
+        } else {
+            self.declined.extend(&self.allowed);
+            self.dirty.interest.extend(&self.allowed);
+        }
+    }
+
     /// Tells whether more may be in flight: enough to keep the path full, and no more, so that slots elsewhere are not
     /// held by one who cannot use them.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
@@ -69,8 +86,9 @@ impl Swarm {
         let leeching = self.torrents.values().filter(|torrent| torrent.is_leech());
         let longest = leeching.map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
         let few = longest * u64::from(self.config.inflight_pieces);
-        inflight + longest <= self.config.inflight_bytes_max.max(longest)
-            && (inflight < few || inflight < (self.rate_in.get(self.now) * INFLIGHT_TIME.as_secs_f64()) as u64)
+        let delay = self.quickest.get().unwrap_or_default().as_secs_f64();
+        let path = self.rate_in.get(self.now) * delay * INFLIGHT_GAIN;
+        inflight + longest <= self.config.inflight_bytes_max.max(longest) && (inflight < few || inflight < path as u64)
     }
 
     /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
@@ -203,6 +221,7 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let Some(active) = torrent.active.get_mut(&piece) else { return };
         let Stage::Fetching { holders, .. } = std::mem::replace(&mut active.stage, Stage::Verifying) else { return };
+        self.quickest.add(self.now, self.now.since(active.begun_at));
         for holder in holders {
             if let Some(state) = self.conns.get_mut(&holder) {
                 state.down.pieces -= 1;

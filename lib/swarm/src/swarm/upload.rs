@@ -51,7 +51,6 @@ impl Swarm {
             interested: state.up.interested,
             grant_bytes: u64::from(self.config.grant_bytes_min).div_ceil(piece_length) * piece_length,
             outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
-            granted_at: state.up.granted_at,
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
             rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
         }
