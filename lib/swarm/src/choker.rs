@@ -16,27 +16,18 @@ pub(crate) struct View {
     pub(crate) conn: ConnId,
     /// The peer would request something from us.
     pub(crate) interested: bool,
-    /// Bytes of one grant to this peer: at least one piece.
-    pub(crate) grant_bytes: u64,
-    /// Bytes granted, requested or being sent, that have not left yet.
-    pub(crate) outstanding_bytes: u64,
+    /// Slots the peer takes: grants of which something is unused, requested or being sent.
+    pub(crate) slots: u64,
     /// Bytes per second we get from the peer.
     pub(crate) rate_in: f64,
     /// Bytes per second the peer gets from us: what ranks peers while we have all we want (the seeds' "seed" case).
     pub(crate) rate_out: f64,
 }
 
-impl View {
-    /// How many slots the peer takes.
-    pub(crate) fn slots(&self) -> u64 {
-        self.outstanding_bytes.div_ceil(self.grant_bytes.max(1))
-    }
-}
-
 /// What to tell a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// It may request this many more bytes.
+    /// It gets this many more slots.
     Grant(ConnId, u64),
     /// What is left of its allowance is void.
     Choke(ConnId),
@@ -115,13 +106,13 @@ impl Choker {
 }
 
 fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
-    let mut used: u64 = views.iter().map(View::slots).sum();
+    let mut used: u64 = views.iter().map(|view| view.slots).sum();
     let mut out = Vec::new();
     while used < slots {
         let mut best: Option<usize> = None;
         let mut ties = 0u32;
         for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
-            match best.map(|best| view.slots().cmp(&views[best].slots())) {
+            match best.map(|best| view.slots.cmp(&views[best].slots)) {
                 None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
                 Some(std::cmp::Ordering::Equal) => {
                     ties += 1;
@@ -133,11 +124,9 @@ fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
             }
         }
         let Some(best) = best else { break };
-        let view = &mut views[best];
-        used -= view.slots();
-        view.outstanding_bytes += view.grant_bytes;
-        used += view.slots();
-        out.push(Decision::Grant(view.conn, view.grant_bytes));
+        views[best].slots += 1;
+        used += 1;
+        out.push(Decision::Grant(views[best].conn, 1));
     }
     out
 }
@@ -168,9 +157,8 @@ impl Reciprocal {
             self.replace(&mut out, |state| state.unchoked = best);
         }
         for view in views.iter().filter(|view| view.interested && self.serves(view.conn)) {
-            let full = view.grant_bytes * RECIPROCAL_GRANTS;
-            if view.outstanding_bytes <= full / 2 {
-                out.push(Decision::Grant(view.conn, full - view.outstanding_bytes));
+            if view.slots <= RECIPROCAL_GRANTS / 2 {
+                out.push(Decision::Grant(view.conn, RECIPROCAL_GRANTS - view.slots));
             }
         }
         out
@@ -192,21 +180,18 @@ mod tests {
     use super::*;
     use rand::SeedableRng as _;
 
-    const GRANT: u64 = 256 * 1024;
-
     /// Peers drawn by name: upper case is interested; each outstanding grant is a `+`.
     fn peers(picture: &str) -> Vec<View> {
         let mut out: Vec<View> = Vec::new();
         for c in picture.bytes().filter(|c| *c != b' ') {
             if c == b'+' {
-                out.last_mut().unwrap().outstanding_bytes += GRANT;
+                out.last_mut().unwrap().slots += 1;
                 continue;
             }
             out.push(View {
                 conn: ConnId(u64::from(c.to_ascii_lowercase())),
                 interested: c.is_ascii_uppercase(),
-                grant_bytes: GRANT,
-                outstanding_bytes: 0,
+                slots: 0,
                 rate_in: 0.0,
                 rate_out: 0.0,
             });

@@ -29,31 +29,41 @@ impl Swarm {
 
     /// Gives free slots to interested peers, as the policy says.
     pub(super) fn hand_out_slots(&mut self) {
-        let used = self.serving.iter().map(|conn| self.view(*conn).slots()).sum();
+        let used = self.serving.iter().map(|conn| self.view(*conn).slots).sum();
         if self.wanting.is_empty() || !self.choker.has_free(used) {
             return;
         }
         let mut views: Vec<View> = self.wanting.union(&self.serving).map(|conn| self.view(*conn)).collect();
         for decision in self.choker.decide(self.now, &mut views, &mut self.rng) {
             match decision {
-                Decision::Grant(conn, bytes) => self.grant(conn, bytes),
+                Decision::Grant(conn, slots) => self.grant(conn, slots),
                 Decision::Choke(conn) => self.choke(conn),
             }
         }
     }
 
+    /// How a peer that wants something, or is being served, looks to the choker.
     fn view(&self, conn: ConnId) -> View {
-        let state = &self.conns[&conn];
-        let piece_length = state.up.piece_length.max(1);
         let rates = self.choker.ranks_by_rate();
+        if !rates && !self.serving.contains(&conn) {
+            // Most are not being served; their connections need not be looked at.
+            return View { conn, interested: true, slots: 0, rate_in: 0.0, rate_out: 0.0 };
+        }
+        let state = &self.conns[&conn];
+        let outstanding = u64::from(state.up.granted) * state.up.piece_length + state.up.queued_bytes;
+        let slot = (self.pieces_per_slot(conn) * state.up.piece_length).max(1);
         View {
             conn,
             interested: state.up.interested,
-            grant_bytes: u64::from(self.config.grant_bytes_min).div_ceil(piece_length) * piece_length,
-            outstanding_bytes: u64::from(state.up.granted) * piece_length + state.up.queued_bytes,
+            slots: outstanding.div_ceil(slot),
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
             rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
         }
+    }
+
+    /// Pieces a peer may request for one slot.
+    fn pieces_per_slot(&self, conn: ConnId) -> u64 {
+        u64::from(self.config.grant_bytes_min).div_ceil(self.conns[&conn].up.piece_length.max(1))
     }
 
     /// Keeps the set of connections being served.
@@ -65,9 +75,9 @@ impl Swarm {
         }
     }
 
-    fn grant(&mut self, conn: ConnId, bytes: u64) {
+    fn grant(&mut self, conn: ConnId, slots: u64) {
+        let pieces = u32::try_from(slots * self.pieces_per_slot(conn)).unwrap_or(u32::MAX).max(1);
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        let pieces = u32::try_from(bytes / state.up.piece_length.max(1)).unwrap_or(u32::MAX).max(1);
         state.up.granted = state.up.granted.saturating_add(pieces);
         state.up.granted_at = Some(self.now);
         self.serving.insert(conn);
