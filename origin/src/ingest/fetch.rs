@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use futures_util::{Stream, StreamExt as _};
 use shoal_meta::{Digest, PieceIndex};
-use shoal_peer::TorrentError;
+use shoal_peer::{Failure, TorrentError};
 use shoal_registry::{BlobBody, UpstreamError};
 use shoal_store::{Blob, BufferPool, WriteError};
 use tokio::time::Instant;
@@ -135,8 +135,9 @@ async fn write(ingest: &Ingest, piece: PieceIndex, bytes: Bytes) -> Result<(), O
 fn ended(ingest: &Ingest, error: TorrentError) -> OriginError {
     match &error {
         // A piece published before came otherwise this time, or the pieces do not make the blob.
-        TorrentError::Write(WriteError::HashMismatch { .. }) => OriginError::WrongContent(ingest.digest),
-        TorrentError::Failed(_) if ingest.partial.have().is_empty() => OriginError::WrongContent(ingest.digest),
+        TorrentError::Write(WriteError::HashMismatch { .. }) | TorrentError::Failed(Failure::WrongContent { .. }) => {
+            OriginError::WrongContent(ingest.digest)
+        }
         TorrentError::Closed => OriginError::Lost,
         TorrentError::Failed(_) | TorrentError::Write(_) | TorrentError::Hashes(_) => OriginError::local(error),
     }
