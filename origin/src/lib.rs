@@ -18,6 +18,7 @@ mod ingest;
 mod manifests;
 mod metainfo;
 mod metrics;
+mod pass_through;
 mod recent;
 mod rooms;
 mod running;

@@ -38,6 +38,14 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
             lock(&inner.wrong).put(digest, Instant::now());
             "withdrawn"
         }
+        Err(error @ OriginError::Disk(_)) => {
+            inner.pass(digest, ingest.geometry().length(), error);
+            lock(&inner.begun).remove(&digest);
+            landing.land(end);
+            // After its end is known: readers of what it had go upstream for the rest.
+            inner.node.withdraw(digest, "the disk does not take it").await;
+            return;
+        }
         Err(error) => {
             tracing::warn!(%digest, %error, "blob not ingested; what arrived is kept");
             let (length, failed) = (ingest.geometry().length(), Instant::now());
@@ -138,6 +146,7 @@ fn ended(ingest: &Ingest, error: TorrentError) -> OriginError {
         TorrentError::Write(WriteError::HashMismatch { .. }) | TorrentError::Failed(Failure::WrongContent { .. }) => {
             OriginError::WrongContent(ingest.digest)
         }
+        TorrentError::Write(WriteError::Disk(_)) | TorrentError::Failed(Failure::Disk(_)) => OriginError::disk(error),
         TorrentError::Closed => OriginError::Lost,
         TorrentError::Failed(_) | TorrentError::Write(_) | TorrentError::Hashes(_) => OriginError::local(error),
     }
