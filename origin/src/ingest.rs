@@ -194,7 +194,7 @@ impl Ingests {
     pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, OriginError> {
         let Some(holding) = self.0.held(digest) else {
             let length = self.0.gate.blob_length(access, digest).await?;
-            self.0.authorizer.note_given(access, digest);
+            self.0.authorizer.note_given(access, digest).await;
             return Ok(length);
         };
         self.0.authorizer.check(access, Kind::Blob, digest).await?;
@@ -269,7 +269,7 @@ async fn begin(inner: Arc<Inner>, access: Access, digest: Digest) -> Result<Hold
             return Ok(Holding::Passing { length });
         }
     };
-    inner.authorizer.note_given(&access, &digest);
+    inner.authorizer.note_given(&access, &digest).await;
     let torrent = inner.node.join(partial.clone()).await.map_err(OriginError::local)?;
     let ingest = Arc::new(Ingest::new(partial, torrent, access));
     lock(&inner.open).insert(digest, Arc::clone(&ingest));
