@@ -2,44 +2,43 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
 use shoal_kit::{ByteSize, Rate, config, shutdown};
 use tokio_util::sync::CancellationToken;
 
-/// Flags of `shoal agent`. Each overrides its key in the file.
+/// Flags of every part. Each flag, here and below, overrides its key in the file.
 #[derive(Args)]
-pub(crate) struct AgentArgs {
+struct PartArgs {
     /// Configuration file (TOML). Without one every key has its default.
     #[arg(long, env = "SHOAL_CONFIG")]
     config: Option<PathBuf>,
-    /// Where this node's runtime reaches the registry mirror.
-    #[arg(long, env = "SHOAL_LISTEN")]
-    listen: Option<SocketAddr>,
     /// Where health, metrics and status are served.
     #[arg(long, env = "SHOAL_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
+}
+
+/// Flags of the parts that are peers with a store.
+#[derive(Args)]
+struct PeerArgs {
     /// Where peers connect.
     #[arg(long, env = "SHOAL_PEER_LISTEN")]
     peer_listen: Option<SocketAddr>,
     /// The address peers are told to dial.
     #[arg(long, env = "SHOAL_PEER_ADVERTISE")]
     peer_advertise: Option<SocketAddr>,
-    /// An origin, as http://host:port; may be repeated.
-    #[arg(long = "origin", env = "SHOAL_ORIGINS", value_delimiter = ',')]
-    origins: Vec<String>,
     /// A tracker, as http://host:port; may be repeated.
     #[arg(long = "tracker", env = "SHOAL_TRACKERS", value_delimiter = ',')]
-    trackers: Vec<String>,
+    trackers: Option<Vec<String>>,
     /// The directory blobs are kept in.
     #[arg(long, env = "SHOAL_STORE")]
     store: Option<PathBuf>,
     /// Most bytes of blobs kept, such as 50GiB.
     #[arg(long, env = "SHOAL_STORE_MAX")]
     store_max: Option<ByteSize>,
-    /// The node's failure zone.
+    /// The failure zone it stands in.
     #[arg(long, env = "SHOAL_ZONE")]
     zone: Option<String>,
     /// Cap on what is sent to peers, such as 200mbit.
@@ -50,109 +49,87 @@ pub(crate) struct AgentArgs {
     download_rate: Option<Rate>,
 }
 
-/// Flags of `shoal origin`. Each overrides its key in the file.
+/// Flags of `shoal agent`.
+#[derive(Args)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    part: PartArgs,
+    /// Where this node's runtime reaches the registry mirror.
+    #[arg(long, env = "SHOAL_LISTEN")]
+    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    peer: PeerArgs,
+    /// An origin, as http://host:port; may be repeated.
+    #[arg(long = "origin", env = "SHOAL_ORIGINS", value_delimiter = ',')]
+    origins: Option<Vec<String>>,
+}
+
+/// Flags of `shoal origin`.
 #[derive(Args)]
 pub(crate) struct OriginArgs {
-    /// Configuration file (TOML). Without one every key has its default.
-    #[arg(long, env = "SHOAL_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    part: PartArgs,
     /// Where agents reach it (gRPC).
     #[arg(long, env = "SHOAL_LISTEN")]
     listen: Option<SocketAddr>,
     /// Where it is a plain pull-through registry.
     #[arg(long, env = "SHOAL_HTTP_LISTEN")]
     http_listen: Option<SocketAddr>,
-    /// Where health, metrics and status are served.
-    #[arg(long, env = "SHOAL_ADMIN_LISTEN")]
-    admin_listen: Option<SocketAddr>,
-    /// Where peers connect.
-    #[arg(long, env = "SHOAL_PEER_LISTEN")]
-    peer_listen: Option<SocketAddr>,
-    /// The address peers are told to dial.
-    #[arg(long, env = "SHOAL_PEER_ADVERTISE")]
-    peer_advertise: Option<SocketAddr>,
-    /// A tracker, as http://host:port; may be repeated.
-    #[arg(long = "tracker", env = "SHOAL_TRACKERS", value_delimiter = ',')]
-    trackers: Vec<String>,
-    /// The directory blobs are kept in.
-    #[arg(long, env = "SHOAL_STORE")]
-    store: Option<PathBuf>,
-    /// Most bytes of blobs kept, such as 50GiB.
-    #[arg(long, env = "SHOAL_STORE_MAX")]
-    store_max: Option<ByteSize>,
-    /// Cap on what is sent to peers, such as 200mbit.
-    #[arg(long, env = "SHOAL_UPLOAD_RATE")]
-    upload_rate: Option<Rate>,
+    #[command(flatten)]
+    peer: PeerArgs,
 }
 
-/// Flags of `shoal tracker`. Each overrides its key in the file.
+/// Flags of `shoal tracker`.
 #[derive(Args)]
 pub(crate) struct TrackerArgs {
-    /// Configuration file (TOML). Without one every key has its default.
-    #[arg(long, env = "SHOAL_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    part: PartArgs,
     /// Where peers announce (gRPC).
     #[arg(long, env = "SHOAL_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Where health, metrics and status are served.
-    #[arg(long, env = "SHOAL_ADMIN_LISTEN")]
-    admin_listen: Option<SocketAddr>,
+}
+
+/// Sets each key named to the flag of the same name, where that is given; the groups stand for all of their flags.
+macro_rules! overlay {
+    ($config:ident, part $args:expr) => { overlay!($config, $args, admin_listen) };
+    ($config:ident, peer $args:expr) => {
+        overlay!($config, $args, peer_listen peer_advertise trackers store store_max zone upload_rate download_rate)
+    };
+    ($config:ident, $args:expr, $($key:ident)+) => {
+        $(if let Some(value) = $args.$key {
+            $config.$key = value.into();
+        })+
+    };
 }
 
 /// Runs an agent until it is told to stop.
 pub(crate) fn agent(args: AgentArgs) -> anyhow::Result<()> {
-    let mut config: shoal_agent::Config = load(args.config.as_deref())?;
-    set(&mut config.listen, args.listen);
-    set(&mut config.admin_listen, args.admin_listen);
-    set(&mut config.peer_listen, args.peer_listen);
-    set(&mut config.store, args.store);
-    set(&mut config.zone, args.zone);
-    set(&mut config.peer_advertise, args.peer_advertise.map(Some));
-    set(&mut config.store_max, args.store_max.map(Some));
-    set(&mut config.upload_rate, args.upload_rate.map(Some));
-    set(&mut config.download_rate, args.download_rate.map(Some));
-    set_list(&mut config.origins, args.origins);
-    set_list(&mut config.trackers, args.trackers);
+    let mut config: shoal_agent::Config = load(&args.part)?;
+    overlay!(config, part args.part);
+    overlay!(config, peer args.peer);
+    overlay!(config, args, listen origins);
     until_told(|shutdown| shoal_agent::run(config, shutdown))
 }
 
 /// Runs an origin until it is told to stop.
 pub(crate) fn origin(args: OriginArgs) -> anyhow::Result<()> {
-    let mut config: shoal_origin::Config = load(args.config.as_deref())?;
-    set(&mut config.listen, args.listen);
-    set(&mut config.http_listen, args.http_listen);
-    set(&mut config.admin_listen, args.admin_listen);
-    set(&mut config.peer_listen, args.peer_listen);
-    set(&mut config.store, args.store);
-    set(&mut config.peer_advertise, args.peer_advertise.map(Some));
-    set(&mut config.store_max, args.store_max.map(Some));
-    set(&mut config.upload_rate, args.upload_rate.map(Some));
-    set_list(&mut config.trackers, args.trackers);
+    let mut config: shoal_origin::Config = load(&args.part)?;
+    overlay!(config, part args.part);
+    overlay!(config, peer args.peer);
+    overlay!(config, args, listen http_listen);
     until_told(|shutdown| shoal_origin::run(config, shutdown))
 }
 
 /// Runs a tracker until it is told to stop.
 pub(crate) fn tracker(args: TrackerArgs) -> anyhow::Result<()> {
-    let mut config: shoal_tracker::Config = load(args.config.as_deref())?;
-    set(&mut config.listen, args.listen);
-    set(&mut config.admin_listen, args.admin_listen);
+    let mut config: shoal_tracker::Config = load(&args.part)?;
+    overlay!(config, part args.part);
+    overlay!(config, args, listen);
     until_told(|shutdown| shoal_tracker::run(config, shutdown))
 }
 
-fn load<T: serde::de::DeserializeOwned>(file: Option<&Path>) -> anyhow::Result<T> {
-    Ok(config::load(file)?)
-}
-
-fn set<T>(key: &mut T, flag: Option<T>) {
-    if let Some(value) = flag {
-        *key = value;
-    }
-}
-
-fn set_list(key: &mut Vec<String>, flag: Vec<String>) {
-    if !flag.is_empty() {
-        *key = flag;
-    }
+fn load<T: serde::de::DeserializeOwned>(args: &PartArgs) -> anyhow::Result<T> {
+    Ok(config::load(args.config.as_deref())?)
 }
 
 /// Runs a part on a runtime of its own until SIGTERM or SIGINT.

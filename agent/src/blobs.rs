@@ -12,10 +12,10 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use shoal_meta::{Digest, Geometry};
-use shoal_peer::Node;
+use shoal_peer::{Failure, Node, TorrentError};
 use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, UpstreamError};
-use shoal_store::{Blob, PartialError, Store};
+use shoal_store::{Blob, PartialError, Store, WriteError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -312,14 +312,31 @@ impl Blobs {
             biased;
             ended = torrent.committed() => match ended {
                 Ok(_) => tracing::debug!(%digest, "blob is complete"),
-                Err(error) => tracing::warn!(%digest, %error, "torrent failed"),
+                Err(error) => self.torrent_failed(&digest, &error),
             },
             error = ladder.run() => {
-                tracing::warn!(%digest, %error, "the store does not take a blob: passing it through");
+                self.torrent_failed(&digest, &error);
                 self.node.withdraw(digest, "the store does not take it").await;
             }
             () = feeding => {}
             () = idle(download) => tracing::info!(%digest, "download is let go: nobody brings or wants it"),
+        }
+    }
+
+    /// A disk that fails is for an operator to mend; the rest mends itself.
+    fn torrent_failed(&self, digest: &Digest, error: &TorrentError) {
+        let (cause, is_disk) = match error {
+            TorrentError::Failed(failure) => (failure.as_str(), matches!(failure, Failure::Disk(_))),
+            TorrentError::Write(WriteError::Disk(_)) => ("disk", true),
+            TorrentError::Write(_) | TorrentError::Hashes(_) => ("store", false),
+            TorrentError::Closed => return,
+        };
+        self.counters.torrents_failed.with_label_values(&[cause]).inc();
+        let error = error as &dyn std::error::Error;
+        if is_disk {
+            tracing::error!(%digest, error, "the disk does not take a blob: passing it through");
+        } else {
+            tracing::warn!(%digest, error, cause, "torrent failed");
         }
     }
 

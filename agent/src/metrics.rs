@@ -39,6 +39,8 @@ pub(crate) struct Counters {
     pub(crate) upstream_bytes: IntCounter,
     /// Times upstream was asked directly, by reason.
     pub(crate) fallbacks: IntCounterVec,
+    /// Torrents given up, by cause.
+    pub(crate) torrents_failed: IntCounterVec,
     /// Bodies cut short because every source failed.
     pub(crate) bodies_cut: IntCounter,
     /// Requests being answered.
@@ -54,6 +56,7 @@ impl Counters {
             served_arriving: served.with_label_values(&["arriving"]),
             upstream_bytes: metrics.counter("upstream_bytes_total", "Bytes that came from upstream directly."),
             fallbacks: metrics.counter_vec("fallbacks_total", "Times upstream was asked directly.", &["reason"]),
+            torrents_failed: metrics.counter_vec("torrents_failed_total", "Torrents given up.", &["cause"]),
             bodies_cut: metrics.counter("bodies_cut_total", "Bodies cut short because every source failed."),
             connections: metrics.gauge("connections", "Connections of clients."),
         }

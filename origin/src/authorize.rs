@@ -3,7 +3,8 @@
 //! Upstream decides. Its answer is two facts, each remembered for a while: the caller's credentials are good for the
 //! repository, and the content is in the repository. So a thousand nodes with a token each cost one HEAD a token and not
 //! one a layer, and good credentials for one repository open nothing that is only in another. While upstream is down or
-//! limiting, what it accepted within [`GRACE`] holds. Credentials are kept as SHA-256 only.
+//! limiting, what it accepted within [`GRACE`] holds. Credentials are kept as SHA-256 only, and never on disk: after a
+//! restart it holds for callers without any.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::flight::Flights;
 use crate::gate::{Gate, Kind};
 use crate::lock;
 use crate::metrics::OriginMetrics;
+use crate::notes::Notes;
 use crate::recent::Recent;
 
 /// How long accepted credentials are good without asking again.
@@ -39,6 +41,7 @@ pub(crate) struct Authorizer {
     gate: Arc<Gate>,
     known: Arc<Mutex<Known>>,
     asking: Flights<(Caller, Digest), Result<(), UpstreamError>>,
+    notes: Notes,
     metrics: OriginMetrics,
 }
 
@@ -57,13 +60,13 @@ struct Known {
 }
 
 impl Authorizer {
-    pub(crate) fn new(gate: Arc<Gate>, metrics: OriginMetrics) -> Self {
+    pub(crate) fn new(gate: Arc<Gate>, notes: Notes, metrics: OriginMetrics) -> Self {
         let known = Known {
             accepted: Recent::new(CALLERS_MAX),
             placed: Recent::new(PLACES_MAX),
             refused: Recent::new(CALLERS_MAX),
         };
-        Self { gate, known: Arc::new(Mutex::new(known)), asking: Flights::new(), metrics }
+        Self { gate, known: Arc::new(Mutex::new(known)), asking: Flights::new(), notes, metrics }
     }
 
     /// Lets the caller pass for the time returned, or says what upstream says.
@@ -76,8 +79,7 @@ impl Authorizer {
         }
         self.metrics.cache_requests.with_label_values(&["authorize", "miss"]).inc();
         let asked = self.ask(access.clone(), kind, *digest, caller.clone());
-        let grace = lock(&self.known).has_grace(&caller, digest, Instant::now());
-        if !grace {
+        if !self.has_grace(&caller, digest).await {
             return asked.await.map(|()| ACCEPTED_TTL);
         }
         match tokio::time::timeout(GRACE_PATIENCE, asked).await {
@@ -88,21 +90,71 @@ impl Authorizer {
     }
 
     /// Remembers that upstream has just given this content to this caller.
-    pub(crate) fn note_given(&self, access: &Access, digest: &Digest) {
-        lock(&self.known).note(Caller::of(access), *digest, &Ok(()), Instant::now());
+    pub(crate) async fn note_given(&self, access: &Access, digest: &Digest) {
+        remember(&self.known, &self.notes, Caller::of(access), *digest, &Ok(())).await;
+    }
+
+    /// Whether the caller may pass while upstream is down: by what is remembered, or was noted before a restart.
+    async fn has_grace(&self, caller: &Caller, digest: &Digest) -> bool {
+        if lock(&self.known).has_grace(caller, digest, Instant::now()) {
+            return true;
+        }
+        if caller.authorization.is_some() {
+            return false;
+        }
+        let Some((accepted, _)) = self.notes.get(&about(&caller.repository)).await else { return false };
+        let Some((placed, _)) = self.notes.get(&about_place(&caller.repository, digest)).await else { return false };
+        let mut known = lock(&self.known);
+        known.recall(caller, digest, accepted, placed);
+        known.has_grace(caller, digest, Instant::now())
     }
 
     async fn ask(&self, access: Access, kind: Kind, digest: Digest, caller: Caller) -> Result<(), OriginError> {
-        let (gate, known) = (Arc::clone(&self.gate), Arc::clone(&self.known));
+        let (gate, known, notes) = (Arc::clone(&self.gate), Arc::clone(&self.known), self.notes.clone());
         let key = (caller.clone(), digest);
         let job = async move {
             let answer = gate.authorize(&access, kind, &digest).await;
-            lock(&known).note(caller, digest, &answer, Instant::now());
+            remember(&known, &notes, caller, digest, &answer).await;
             answer
         };
         let (answer, _) = self.asking.run(key, job).await.map_err(|_| OriginError::Lost)?;
         answer.map_err(OriginError::from)
     }
+}
+
+/// Remembers an answer, and notes it if it is what anybody gets.
+async fn remember(
+    known: &Mutex<Known>,
+    notes: &Notes,
+    caller: Caller,
+    digest: Digest,
+    answer: &Result<(), UpstreamError>,
+) {
+    let (is_anybody, repository) = (caller.authorization.is_none(), caller.repository.clone());
+    lock(known).note(caller, digest, answer, Instant::now());
+    match answer {
+        Ok(()) if is_anybody => {
+            notes.put(&about(&repository), String::new()).await;
+            notes.put(&about_place(&repository, &digest), String::new()).await;
+        }
+        Err(error) if is_anybody && is_refusal(error) => notes.remove(&about(&repository)).await,
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// The note that a repository is open to anybody.
+fn about(repository: &Repository) -> impl std::fmt::Debug {
+    ("open", &repository.registry, &repository.name)
+}
+
+/// The note that content is in a repository that was open to anybody.
+fn about_place(repository: &Repository, digest: &Digest) -> impl std::fmt::Debug {
+    ("placed", &repository.registry, &repository.name, *digest)
+}
+
+/// Whether credentials were refused, rather than content not found.
+fn is_refusal(error: &UpstreamError) -> bool {
+    matches!(error, UpstreamError::Unauthorized { .. } | UpstreamError::Denied { .. })
 }
 
 impl Caller {
@@ -132,6 +184,17 @@ impl Known {
         within(self.age_of_acceptance(caller, now)) && within(self.age_of_place(caller, digest, now))
     }
 
+    /// Takes in what was noted before a restart, where nothing is known since.
+    fn recall(&mut self, caller: &Caller, digest: &Digest, accepted: Instant, placed: Instant) {
+        if self.accepted.get(caller).is_none() {
+            self.accepted.put(caller.clone(), accepted);
+        }
+        let place = (caller.repository.clone(), *digest);
+        if self.placed.get(&place).is_none() {
+            self.placed.put(place, placed);
+        }
+    }
+
     fn age_of_acceptance(&mut self, caller: &Caller, now: Instant) -> Option<Duration> {
         self.accepted.get(caller).map(|at| now.duration_since(*at))
     }
@@ -149,7 +212,7 @@ impl Known {
             }
             Err(error) => {
                 // Refused credentials lose what they had; content that is not there says nothing about them.
-                if matches!(error, UpstreamError::Unauthorized { .. } | UpstreamError::Denied { .. }) {
+                if is_refusal(error) {
                     self.accepted.remove(&caller);
                 }
                 self.refused.put((caller, digest), (now, error.clone()));
@@ -203,6 +266,24 @@ mod tests {
         known.note(caller("app", "you"), blob("a"), &denied, start);
         assert!(matches!(known.judge(&caller("app", "you"), &blob("a"), start), Some(Err(_))));
         assert!(known.judge(&caller("app", "you"), &blob("a"), start + REFUSED_TTL).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_anybody_may_have_is_noted_until_it_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let (known, notes) = (Mutex::new(known()), Notes::new(root.path().to_owned()));
+        let anybody = Caller { authorization: None, ..caller("app", "") };
+        let has_note = async || notes.get(&about(&anybody.repository)).await.is_some();
+        remember(&known, &notes, caller("app", "me"), blob("a"), &Ok(())).await;
+        assert!(!has_note().await, "nothing of callers with credentials");
+        remember(&known, &notes, anybody.clone(), blob("a"), &Ok(())).await;
+        assert!(has_note().await && notes.get(&about_place(&anybody.repository, &blob("a"))).await.is_some());
+        let missing = UpstreamError::NotFound { code: shoal_registry::OciCode::BlobUnknown, message: String::new() };
+        remember(&known, &notes, anybody.clone(), blob("b"), &Err(missing)).await;
+        assert!(has_note().await);
+        remember(&known, &notes, anybody.clone(), blob("b"), &Err(UpstreamError::Unauthorized { challenge: None }))
+            .await;
+        assert!(!has_note().await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! The body of a blob in order, whole or ranges of it, as its pieces are verified. Made by the HTTP front.
 //!
-//! Invariant: a body ends cleanly only when every byte of it was sent, and the last byte of a blob is sent only after the
-//! whole digest was checked. Everything else is an error, on which the connection is closed short.
+//! Invariant: a body ends cleanly only when every byte of it was sent, and the last byte of a blob that is kept here is sent
+//! only after the whole digest was checked. Everything else is an error, on which the connection is closed short; but when
+//! it is the disk that fails, the body goes on past it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::error::OriginError;
 use crate::ingest::{Holding, Progress};
+use crate::pass_through::PassThrough;
 
 /// How much is read from the disk at a time, in bytes.
 const READ_BYTES: u64 = 256 * 1024;
@@ -59,13 +61,21 @@ impl Plan {
         self.segments.push_back(Segment::Text(text.into()));
     }
 
-    /// Sends it from a blob.
-    pub(crate) fn stream(self, holding: Holding) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    /// The first byte of the blob that is sent, if one is.
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.segments.iter().find_map(|segment| match segment {
+            Segment::Blob(range) => (!range.is_empty()).then_some(range.start),
+            Segment::Text(_) => None,
+        })
+    }
+
+    /// Sends it from a blob, or past the store.
+    pub(crate) fn stream(self, holding: Holding, past: PassThrough) -> impl Stream<Item = io::Result<Bytes>> + Send {
         let follow = match &holding {
             Holding::Growing(ingest) => Some(ingest.progress()),
-            Holding::Empty | Holding::Whole(_) => None,
+            Holding::Empty | Holding::Whole(_) | Holding::Passing { .. } => None,
         };
-        let body = Body { segments: self.segments, holding, follow };
+        let body = Body { segments: self.segments, holding, follow, past };
         futures_util::stream::try_unfold(
             body,
             |mut body| async move { Ok(body.next().await?.map(|bytes| (bytes, body))) },
@@ -77,6 +87,7 @@ struct Body {
     segments: VecDeque<Segment>,
     holding: Holding,
     follow: Option<watch::Receiver<Progress>>,
+    past: PassThrough,
 }
 
 impl Body {
@@ -88,19 +99,39 @@ impl Body {
                 Some(Segment::Blob(range)) if range.is_empty() => continue,
                 Some(Segment::Blob(range)) => range,
             };
-            let limit = self.readable(range.start).await.map_err(io::Error::other)?;
-            let end = range.end.min(limit).min(range.start + READ_BYTES);
-            let length = u32::try_from(end - range.start).map_err(io::Error::other)?;
-            let bytes = match &self.holding {
-                Holding::Empty => Bytes::new(),
-                Holding::Whole(blob) => blob.read(range.start, length).await?,
-                Holding::Growing(ingest) => ingest.partial().read(range.start, length).await?,
+            let bytes = match self.read(range.clone()).await {
+                Err(_) if self.disk_failed() => {
+                    self.follow = None;
+                    self.holding = Holding::Passing { length: self.holding.length() };
+                    self.read(range.clone()).await?
+                }
+                read => read?,
             };
+            let end = range.start + bytes.len() as u64;
             if end < range.end {
                 self.segments.push_front(Segment::Blob(end..range.end));
             }
             return Ok(Some(bytes));
         }
+    }
+
+    /// The first bytes of a range, from wherever they are.
+    async fn read(&mut self, range: Range<u64>) -> io::Result<Bytes> {
+        let limit = self.readable(range.start).await.map_err(io::Error::other)?;
+        let end = range.end.min(limit).min(range.start + READ_BYTES);
+        let length = u32::try_from(end - range.start).map_err(io::Error::other)?;
+        match &self.holding {
+            Holding::Empty => Ok(Bytes::new()),
+            Holding::Whole(blob) => blob.read(range.start, length).await,
+            Holding::Growing(ingest) => ingest.partial().read(range.start, length).await,
+            Holding::Passing { .. } => self.past.read(range.start..end).await.map_err(io::Error::other),
+        }
+    }
+
+    /// Whether the blob was given up in the midst because of the disk.
+    fn disk_failed(&self) -> bool {
+        let follow = self.follow.as_ref();
+        follow.is_some_and(|follow| matches!(follow.borrow().end, Some(Err(OriginError::Disk(_)))))
     }
 
     /// Waits until the byte at `offset` can be sent, and tells where what can be sent ends.

@@ -24,7 +24,8 @@ pub struct Config {
     /// The address peers are told to dial. Default: `peer_listen`, with the address of the default route if it is
     /// unspecified.
     pub peer_advertise: Option<SocketAddr>,
-    /// The directory of everything kept: blobs in `store/`, manifests in `manifests/`. Default `/var/lib/shoal/origin`.
+    /// The directory of everything kept: blobs in `store/`, manifests in `manifests/`, what
+    /// upstream said of tags and open repositories in `notes/`. Default `/var/lib/shoal/origin`.
     pub store: PathBuf,
     /// The most bytes of blobs kept. More saves fetching again what was pulled long ago. Default: 10 % of the disk,
     /// at least 1 GiB, at most 50 GiB.

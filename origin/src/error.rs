@@ -23,6 +23,9 @@ pub(crate) enum OriginError {
     /// A limit of this origin is reached: retryable.
     #[error("the origin is busy: {0}")]
     Busy(&'static str),
+    /// The disk is full or fails: an operator's to mend. Whoever wants the blob goes upstream; the front does so itself.
+    #[error("the origin's disk does not take the blob: ask upstream for it")]
+    Disk(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The store or the peer node failed: our fault, retryable once an operator has looked.
     #[error("the origin cannot keep what it fetches")]
     Local(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -34,6 +37,10 @@ pub(crate) enum OriginError {
 impl OriginError {
     pub(crate) fn local(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Local(Arc::from(source.into()))
+    }
+
+    pub(crate) fn disk(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Disk(Arc::from(source.into()))
     }
 
     /// Whether the answer was about the one who asked: another caller may be given what this one was refused.
@@ -50,7 +57,7 @@ impl OriginError {
     pub(crate) fn to_oci_error(&self) -> OciError {
         match self {
             Self::Upstream(error) => error.to_oci_error(),
-            Self::WrongContent(_) | Self::Busy(_) | Self::Local(_) | Self::Lost => {
+            Self::WrongContent(_) | Self::Busy(_) | Self::Disk(_) | Self::Local(_) | Self::Lost => {
                 OciError::unavailable(self.to_string())
             }
         }
@@ -64,6 +71,7 @@ impl OriginError {
                 let error = UpstreamError::Protocol(self.to_string());
                 with_upstream_error(Code::DataLoss, &self.to_string(), &error)
             }
+            Self::Disk(_) => Status::resource_exhausted(self.to_string()),
             Self::Busy(_) | Self::Local(_) | Self::Lost => Status::unavailable(self.to_string()),
         }
     }

@@ -19,7 +19,9 @@ use shoal_registry::{Access, OciCode, OciError, RangeSet, Route, Secret, path, r
 
 use crate::body::{BOUNDARY, Plan};
 use crate::error::OriginError;
+use crate::ingest::Holding;
 use crate::manifests::Resolved;
+use crate::pass_through::PassThrough;
 use crate::rooms::Rooms;
 
 pub(crate) use server::serve;
@@ -143,8 +145,12 @@ async fn blob(rooms: &Rooms, access: &Access, digest: &Digest, ask: Ask<'_>) -> 
     let body = match holding {
         None => empty(),
         Some(holding) => {
+            let mut past = PassThrough::new(rooms, access, *digest, total);
+            if let (Holding::Passing { .. }, Some(first)) = (&holding, plan.first()) {
+                past.open(first).await.map_err(said)?;
+            }
             let sent = rooms.metrics.http_body_bytes.clone();
-            let frames = futures_util::StreamExt::map(plan.stream(holding), move |bytes| {
+            let frames = futures_util::StreamExt::map(plan.stream(holding, past), move |bytes| {
                 bytes.inspect(|bytes| sent.inc_by(bytes.len() as u64)).map(Frame::data)
             });
             StreamBody::new(frames).boxed_unsync()

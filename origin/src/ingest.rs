@@ -2,11 +2,13 @@
 //! pieces, hashed and written in order through the peer node, so that peers swap what has arrived while the rest comes.
 //!
 //! The gRPC service and the HTTP front ask [`Ingests::open`]; both follow the [`Ingest`] they get. What arrived stays on
-//! disk when upstream fails, and the next request goes on from there. Nothing here knows of HTTP answers or messages.
+//! disk when upstream fails, and the next request goes on from there. A blob that the disk does not take passes by the store:
+//! the front streams it from upstream, agents go there themselves. Nothing here knows of HTTP answers or messages.
 //!
 //! Memory: two pieces for each blob being fetched, one that is written and one that arrives, from one bounded pool.
 
 mod fetch;
+mod opening;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
@@ -14,8 +16,8 @@ use std::time::Duration;
 
 use shoal_meta::{Digest, Geometry, PieceHash, PieceIndex};
 use shoal_peer::{Node, Torrent};
-use shoal_registry::{Access, BlobBody, UpstreamError};
-use shoal_store::{Blob, BufferPool, Partial, PartialError, Store};
+use shoal_registry::Access;
+use shoal_store::{Blob, BufferPool, Partial, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
@@ -26,6 +28,7 @@ use crate::gate::{Gate, Kind};
 use crate::lock;
 use crate::metrics::OriginMetrics;
 use crate::recent::Recent;
+use opening::Opened;
 
 /// How long a request waits for its turn when as many blobs as allowed are being fetched.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
@@ -33,6 +36,10 @@ const TURN_PATIENCE: Duration = Duration::from_secs(5);
 const WRONG_CONTENT_TTL: Duration = Duration::from_secs(60);
 /// The most of those remembered.
 const WRONG_CONTENT_MAX: usize = 1024;
+/// How long a blob that the disk did not take passes by the store before that is tried again.
+const PASSING_TTL: Duration = Duration::from_secs(30);
+/// The most of those remembered.
+const PASSING_MAX: usize = 4096;
 /// The most unfinished blobs remembered.
 const BEGUN_MAX: usize = 4096;
 /// How often a caller tries for itself after sharing in the refusal of another.
@@ -54,6 +61,8 @@ struct Inner {
     open: Mutex<HashMap<Digest, Arc<Ingest>>>,
     wrong: Mutex<Recent<Digest, Instant>>,
     begun: Mutex<Recent<Digest, Begun>>,
+    /// Lengths of the blobs that the disk did not take, and since when.
+    passing: Mutex<Recent<Digest, (u64, Instant)>>,
 }
 
 /// A blob that was begun and is not committed.
@@ -74,6 +83,11 @@ pub(crate) enum Holding {
     Whole(Blob),
     /// Being fetched from upstream.
     Growing(Arc<Ingest>),
+    /// The disk does not take it: there is no metainfo, and who wants its bytes reads them from upstream.
+    Passing {
+        /// Its length in bytes.
+        length: u64,
+    },
 }
 
 /// A blob being fetched from upstream.
@@ -131,6 +145,7 @@ impl Ingests {
             open: Mutex::default(),
             wrong: Mutex::new(Recent::new(WRONG_CONTENT_MAX)),
             begun: Mutex::new(Recent::new(BEGUN_MAX)),
+            passing: Mutex::new(Recent::new(PASSING_MAX)),
         }))
     }
 
@@ -139,7 +154,7 @@ impl Ingests {
     pub(crate) async fn open(&self, access: &Access, digest: &Digest) -> Result<Holding, OriginError> {
         let inner = &self.0;
         for _ in 0..TRIES {
-            if let Some(holding) = self.held(access, digest).await? {
+            if let Some(holding) = self.known(access, digest).await? {
                 return Ok(holding);
             }
             inner.metrics.cache_requests.with_label_values(&["blob", "miss"]).inc();
@@ -164,6 +179,11 @@ impl Ingests {
 
     /// Gives a blob that is here or on its way to a caller that may have it; starts nothing.
     pub(crate) async fn held(&self, access: &Access, digest: &Digest) -> Result<Option<Holding>, OriginError> {
+        let known = self.known(access, digest).await?;
+        Ok(known.filter(|holding| !matches!(holding, Holding::Passing { .. })))
+    }
+
+    async fn known(&self, access: &Access, digest: &Digest) -> Result<Option<Holding>, OriginError> {
         let Some(holding) = self.0.held(digest) else { return Ok(None) };
         self.0.metrics.cache_requests.with_label_values(&["blob", "hit"]).inc();
         self.0.authorizer.check(access, Kind::Blob, digest).await?;
@@ -174,7 +194,7 @@ impl Ingests {
     pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, OriginError> {
         let Some(holding) = self.0.held(digest) else {
             let length = self.0.gate.blob_length(access, digest).await?;
-            self.0.authorizer.note_given(access, digest);
+            self.0.authorizer.note_given(access, digest).await;
             return Ok(length);
         };
         self.0.authorizer.check(access, Kind::Blob, digest).await?;
@@ -203,9 +223,21 @@ impl Inner {
         if let Some(blob) = self.store.blob(digest) {
             return Some(Holding::Whole(blob));
         }
+        if let Some((length, since)) = lock(&self.passing).get(digest).copied()
+            && since.elapsed() < PASSING_TTL
+        {
+            return Some(Holding::Passing { length });
+        }
         let mut hasher = digest.hasher();
         hasher.update(&[]);
         (hasher.finish() == *digest).then_some(Holding::Empty)
+    }
+
+    /// Lets a blob that the disk does not take pass by the store for a while.
+    fn pass(&self, digest: Digest, length: u64, error: &OriginError) {
+        tracing::error!(%digest, error = error as &dyn std::error::Error, "blob passes by the store");
+        lock(&self.passing).put(digest, (length, Instant::now()));
+        self.metrics.blobs.with_label_values(&["passed"]).inc();
     }
 
     fn refused_lately(&self, digest: &Digest) -> bool {
@@ -225,56 +257,25 @@ async fn begin(inner: Arc<Inner>, access: Access, digest: Digest) -> Result<Hold
     let turn = tokio::time::timeout(TURN_PATIENCE, Arc::clone(&inner.turns).acquire_owned()).await;
     let turn = turn.map_err(|_| OriginError::Busy("as many blobs as allowed are being fetched"))?;
     let turn = turn.map_err(|_| OriginError::Lost)?;
-    let (partial, body) = match open_upstream(&inner, &access, &digest).await? {
+    let (partial, body) = match opening::open(&inner, &access, &digest).await? {
         Opened::Partial(partial, body) => (partial, body),
-        Opened::Whole(blob) => return Ok(Holding::Whole(blob)),
+        Opened::Whole(blob) => {
+            inner.authorizer.check(&access, Kind::Blob, &digest).await?;
+            return Ok(Holding::Whole(blob));
+        }
+        Opened::Refused(length, error) => {
+            inner.pass(digest, length, &error);
+            inner.authorizer.check(&access, Kind::Blob, &digest).await?;
+            return Ok(Holding::Passing { length });
+        }
     };
-    inner.authorizer.note_given(&access, &digest);
+    inner.authorizer.note_given(&access, &digest).await;
     let torrent = inner.node.join(partial.clone()).await.map_err(OriginError::local)?;
     let ingest = Arc::new(Ingest::new(partial, torrent, access));
     lock(&inner.open).insert(digest, Arc::clone(&ingest));
     let landing = Landing { inner: Arc::clone(&inner), ingest: Arc::clone(&ingest), _turn: turn };
     tokio::spawn(fetch::run(landing, body));
     Ok(Holding::Growing(ingest))
-}
-
-enum Opened {
-    /// With the body from the first piece missing.
-    Partial(Partial, BlobBody),
-    Whole(Blob),
-}
-
-/// Asks upstream for the blob from the first piece that is missing here; its answer is the caller's check.
-async fn open_upstream(inner: &Inner, access: &Access, digest: &Digest) -> Result<Opened, OriginError> {
-    // What was left behind tells where to go on, and its length must be known to open it.
-    let begun = lock(&inner.begun).get(digest).map(|begun| begun.length);
-    let (length, body) = match begun {
-        Some(length) => (length, None),
-        None if inner.store.resumable().contains(digest) => (inner.gate.blob_length(access, digest).await?, None),
-        None => {
-            let body = inner.gate.blob(access, digest, 0).await?;
-            (body.length, Some(body))
-        }
-    };
-    let geometry = Geometry::for_length(length)
-        .map_err(|error| UpstreamError::Protocol(format!("the blob of {length} bytes cannot be cut: {error}")))?;
-    let partial = match inner.store.partial(*digest, geometry).await {
-        Ok(partial) => partial,
-        Err(PartialError::Committed(blob)) => return Ok(Opened::Whole(blob)),
-        Err(error) => return Err(OriginError::local(error)),
-    };
-    let have = partial.recheck().await.map_err(OriginError::local)?;
-    let offset = offset_of(&geometry, have.first_missing(0));
-    let body = match body {
-        Some(body) if offset == 0 => body,
-        Some(_) | None => inner.gate.blob(access, digest, offset).await?,
-    };
-    if body.length != length {
-        lock(&inner.begun).remove(digest);
-        return Err(UpstreamError::Protocol(format!("the blob has {} bytes and had {length}", body.length)).into());
-    }
-    lock(&inner.begun).put(*digest, Begun { length, failed: None });
-    Ok(Opened::Partial(partial, body))
 }
 
 /// Where a piece begins, or the end of the blob if there is none.
@@ -375,6 +376,7 @@ impl Holding {
             Self::Empty => 0,
             Self::Whole(blob) => blob.length(),
             Self::Growing(ingest) => ingest.geometry().length(),
+            Self::Passing { length } => *length,
         }
     }
 

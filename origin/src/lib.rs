@@ -9,6 +9,7 @@
 mod authorize;
 mod body;
 mod config;
+mod disk;
 mod error;
 mod flight;
 mod front;
@@ -18,6 +19,8 @@ mod ingest;
 mod manifests;
 mod metainfo;
 mod metrics;
+mod notes;
+mod pass_through;
 mod recent;
 mod rooms;
 mod running;

@@ -17,6 +17,7 @@ use crate::flight::{Flights, Turn};
 use crate::gate::{Gate, Kind};
 use crate::lock;
 use crate::metrics::OriginMetrics;
+use crate::notes::Notes;
 use crate::recent::Recent;
 use crate::shelf::Shelf;
 
@@ -36,6 +37,7 @@ pub(crate) struct Manifests {
     gate: Arc<Gate>,
     authorizer: Arc<Authorizer>,
     shelf: Shelf,
+    notes: Notes,
     tag_ttl: Duration,
     tags: Arc<Mutex<Recent<TagKey, Tagged>>>,
     confirming: Flights<TagKey, Result<Tagged, OriginError>>,
@@ -72,11 +74,13 @@ impl Manifests {
         gate: Arc<Gate>,
         authorizer: Arc<Authorizer>,
         shelf: Shelf,
+        notes: Notes,
         tag_ttl: Duration,
         metrics: OriginMetrics,
     ) -> Self {
         let tags = Arc::new(Mutex::new(Recent::new(TAGS_MAX)));
-        Self { gate, authorizer, shelf, tag_ttl, tags, confirming: Flights::new(), fetching: Flights::new(), metrics }
+        let (confirming, fetching) = (Flights::new(), Flights::new());
+        Self { gate, authorizer, shelf, notes, tag_ttl, tags, confirming, fetching, metrics }
     }
 
     /// Gives a manifest, or only its head, to a caller that may have it.
@@ -119,7 +123,7 @@ impl Manifests {
     }
 
     async fn by_tag(&self, access: &Access, key: &TagKey, head: bool) -> Result<(Tagged, bool), OriginError> {
-        let known = lock(&self.tags).get(key).cloned();
+        let known = self.known(key).await;
         if let Some(tagged) = known.clone().filter(|tagged| tagged.at.elapsed() < self.tag_ttl) {
             self.count("tag", "hit");
             self.authorizer.check(access, Kind::Manifest, &tagged.manifest.digest).await?;
@@ -137,6 +141,16 @@ impl Manifests {
         self.authorizer.check(access, Kind::Manifest, &tagged.manifest.digest).await?;
         self.metrics.stale_tags.inc();
         Ok((tagged, true))
+    }
+
+    /// What a tag named when upstream was last asked, be it before a restart.
+    async fn known(&self, key: &TagKey) -> Option<Tagged> {
+        let known = lock(&self.tags).get(key).cloned();
+        if known.is_some() {
+            return known;
+        }
+        let (at, note) = self.notes.get(&key.about()).await?;
+        Tagged::from_note(&note, at)
     }
 
     /// Asks upstream what a tag names, once at a time for all callers. Each caller is checked.
@@ -164,16 +178,17 @@ impl Manifests {
         head: bool,
     ) -> impl Future<Output = Result<Tagged, OriginError>> + Send + use<> {
         let (gate, authorizer) = (Arc::clone(&self.gate), Arc::clone(&self.authorizer));
-        let (shelf, tags) = (self.shelf.clone(), Arc::clone(&self.tags));
+        let (shelf, tags, notes) = (self.shelf.clone(), Arc::clone(&self.tags), self.notes.clone());
         async move {
             let reference = Reference::Tag(key.tag.clone());
             let mut manifest = gate.manifest(&access, &reference, head, &key.accept).await?;
-            authorizer.note_given(&access, &manifest.digest);
+            authorizer.note_given(&access, &manifest.digest).await;
             if !head {
                 keep(&shelf, &manifest).await;
                 manifest.content = Bytes::new();
             }
             let tagged = Tagged { manifest, at: Instant::now() };
+            notes.put(&key.about(), tagged.to_note()).await;
             lock(&tags).put(key, tagged.clone());
             Ok(tagged)
         }
@@ -220,7 +235,7 @@ impl Manifests {
         accept.dedup();
         async move {
             let manifest = gate.manifest(&access, &Reference::Digest(digest), false, &accept).await?;
-            authorizer.note_given(&access, &digest);
+            authorizer.note_given(&access, &digest).await;
             keep(&shelf, &manifest).await;
             Ok(manifest)
         }
@@ -228,6 +243,28 @@ impl Manifests {
 
     fn count(&self, kind: &str, result: &str) {
         self.metrics.cache_requests.with_label_values(&[kind, result]).inc();
+    }
+}
+
+impl TagKey {
+    /// What its note is about.
+    fn about(&self) -> impl std::fmt::Debug {
+        ("tag", &self.repository.registry, &self.repository.name, &self.tag, &self.accept)
+    }
+}
+
+impl Tagged {
+    fn to_note(&self) -> String {
+        let Manifest { digest, length, media_type, .. } = &self.manifest;
+        format!("{digest}\n{length}\n{media_type}\n")
+    }
+
+    /// None from a torn one.
+    fn from_note(note: &str, at: Instant) -> Option<Self> {
+        let mut lines = note.strip_suffix('\n')?.splitn(3, '\n');
+        let (digest, length) = (lines.next()?.parse().ok()?, lines.next()?.parse().ok()?);
+        let media_type = lines.next()?.to_owned();
+        Some(Self { manifest: Manifest { digest, media_type, length, content: Bytes::new() }, at })
     }
 }
 

@@ -46,36 +46,34 @@ struct OpenStream(IntGauge);
 /// Streams the metainfo of a blob from a piece on; `origin` seeds it.
 ///
 /// # Errors
-/// When the blob has fewer pieces than the caller says it knows.
+/// When the blob has fewer pieces than the caller says it knows, or is not kept here.
 pub(crate) fn stream(
     holding: Holding,
     first_piece: u32,
     origin: &PeerInfo,
     streams: &IntGauge,
 ) -> Result<impl Stream<Item = Result<MetainfoUpdate, Status>> + Send + use<>, Status> {
-    let geometry = match &holding {
-        Holding::Empty => None,
-        Holding::Whole(blob) => Some(blob.geometry()),
-        Holding::Growing(ingest) => Some(ingest.geometry()),
+    let length_bytes = holding.length();
+    let (geometry, source) = match holding {
+        Holding::Empty => (None, Source::Whole(VecDeque::new())),
+        Holding::Whole(blob) => {
+            let hashes = blob.metainfo().hashes().iter().skip(first_piece as usize).copied().collect();
+            (Some(blob.geometry()), Source::Whole(hashes))
+        }
+        Holding::Growing(ingest) => {
+            let progress = ingest.progress();
+            (Some(ingest.geometry()), Source::Growing(ingest, progress))
+        }
+        Holding::Passing { .. } => return Err(OriginError::disk("it did not take the blob lately").to_status()),
     };
     let pieces = geometry.map_or(0, |geometry| geometry.piece_count());
     if first_piece > pieces {
         return Err(Status::invalid_argument(format!("the blob has {pieces} pieces, not {first_piece}")));
     }
     let header = Header {
-        length_bytes: holding.length(),
+        length_bytes,
         piece_length_bytes: geometry.map_or(0, |geometry| geometry.piece_length()),
         origin: Some(peer_to_proto(origin)),
-    };
-    let source = match holding {
-        Holding::Empty => Source::Whole(VecDeque::new()),
-        Holding::Whole(blob) => {
-            Source::Whole(blob.metainfo().hashes().iter().skip(first_piece as usize).copied().collect())
-        }
-        Holding::Growing(ingest) => {
-            let progress = ingest.progress();
-            Source::Growing(ingest, progress)
-        }
     };
     streams.inc();
     let feed = Feed {

@@ -23,6 +23,7 @@ use crate::grpc::Service;
 use crate::ingest::Ingests;
 use crate::manifests::Manifests;
 use crate::metrics::OriginMetrics;
+use crate::notes::Notes;
 use crate::rooms::Rooms;
 use crate::shelf::Shelf;
 use crate::{Config, front};
@@ -77,6 +78,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let shelf = Shelf::open(config.store.join("manifests"), config.manifests_max.get())
         .await
         .with_context(|| format!("cannot open the manifests in {}", config.store.join("manifests").display()))?;
+    let notes = Notes::new(config.store.join("notes"));
     let upstream = Upstream::new(shoal_registry::Config {
         registries: config.registries.clone(),
         docker_config: config.docker_config.clone(),
@@ -88,9 +90,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let node = Node::start(peer_config(&config), store.clone(), shutdown.clone()).await?;
 
     let gate = Arc::new(Gate::new(upstream, metrics.clone()));
-    let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), metrics.clone()));
+    let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), notes.clone(), metrics.clone()));
     let tag_ttl = config.tag_ttl.0;
-    let manifests = Manifests::new(Arc::clone(&gate), Arc::clone(&authorizer), shelf, tag_ttl, metrics.clone());
+    let manifests = Manifests::new(Arc::clone(&gate), Arc::clone(&authorizer), shelf, notes, tag_ttl, metrics.clone());
     let ingests = Ingests::new(
         Arc::clone(&gate),
         Arc::clone(&authorizer),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use shoal_meta::Digest;
 use shoal_registry::{MANIFEST_LENGTH_MAX, Manifest};
 
+use crate::disk::{self, blocking};
 use crate::lock;
 
 /// What a file takes on the disk at least; counted so, that many small manifests stay within the limit too.
@@ -196,18 +197,8 @@ fn write(path: &Path, manifest: &Manifest) -> io::Result<u64> {
     bytes.extend_from_slice(manifest.media_type.as_bytes());
     bytes.push(b'\n');
     bytes.extend_from_slice(&manifest.content);
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    // Two writers of one digest write the same bytes; a torn file fails its check when it is read.
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, &bytes)?;
-    std::fs::rename(&beside, path)?;
+    disk::replace(path, &bytes)?;
     Ok(bytes.len() as u64)
-}
-
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(job).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

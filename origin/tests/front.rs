@@ -130,6 +130,24 @@ async fn a_tag_is_served_stale_and_marked_while_upstream_is_down() {
 }
 
 #[tokio::test]
+async fn a_restarted_origin_gives_what_anybody_may_have_while_upstream_is_down() {
+    let (lab, image, layer) = lab_with_image(10).await;
+    let path = format!("blobs/{}", image.layers[0]);
+    lab.resolve("v1", false).await.unwrap();
+    lab.get(&path, &[]).await.body.unwrap();
+    let lab = lab.restart().await;
+    lab.registry.inject("/v2/", 1000, Fault::Status { status: 502, retry_after: None });
+    let stale = lab.resolve("v1", false).await.unwrap();
+    assert!(stale.stale);
+    assert_eq!(stale.media_type, "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(Digest::sha256_of(&stale.content), image.manifest);
+    assert_eq!(lab.get(&path, &[]).await.body.unwrap(), layer);
+    let with_credentials = lab.get("manifests/v1", &[("authorization", "Basic YW5uOnNlY3JldA==")]).await;
+    assert_eq!(with_credentials.status, 503, "nobody can say whether these are good");
+    assert_eq!(lab.get("manifests/v2", &[]).await.status, 503);
+}
+
+#[tokio::test]
 async fn a_tag_within_its_time_costs_upstream_nothing() {
     let mut content = Content::new();
     content.add_image(REPOSITORY, "v1", vec![]);

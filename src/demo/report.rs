@@ -25,9 +25,8 @@ pub(super) struct Report {
     /// The same, measured with `--compare`.
     #[serde(skip_serializing_if = "Option::is_none")]
     direct_seconds_measured: Option<f64>,
-    /// Copies of the image that left the registry.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_copies: Option<f64>,
+    /// Copies of the image that left the registry: by its own count where it is ours, else by origin's and agents'.
+    upstream_copies: f64,
     /// Copies of the image that left the origin.
     origin_copies: f64,
     /// Bytes received for nothing over bytes received.
@@ -73,6 +72,12 @@ impl Report {
         let optimum = optimum(image_bytes, image.piece_bytes(), args.nodes, args.rate.get());
         let wasted: u64 = statuses.iter().map(|status| status.wasted_bytes).sum();
         let received: u64 = per_node.iter().map(|node| node.peer_bytes + node.origin_bytes + node.upstream_bytes).sum();
+        let fetched = || {
+            let by_agents: u64 = per_node.iter().map(|node| node.upstream_bytes).sum();
+            cluster.origin.counters().upstream_bytes + by_agents
+        };
+        let upstream_bytes =
+            cluster.upstream.as_ref().map_or_else(fetched, |registry| registry.counters().blob_bytes());
         let copies = |bytes: u64| to_f64(bytes) / to_f64(image_bytes.max(1));
         Self {
             nodes: args.nodes,
@@ -86,7 +91,7 @@ impl Report {
             ratio_median: median / optimum,
             direct_seconds_computed: direct(image_bytes, args.nodes, args.rate.get()),
             direct_seconds_measured: direct_measured,
-            upstream_copies: cluster.upstream.as_ref().map(|upstream| copies(upstream.counters().blob_bytes())),
+            upstream_copies: copies(upstream_bytes),
             origin_copies: copies(cluster.origin.counters().peer_sent_bytes),
             duplicate_share: to_f64(wasted) / to_f64((received + wasted).max(1)),
             verified: pulled.iter().all(|pull| pull.bytes == image_bytes),
@@ -141,9 +146,7 @@ impl Report {
             lines.push(row("straight from the registry, measured", measured, times));
         }
         lines.push(String::new());
-        if let Some(copies) = self.upstream_copies {
-            lines.push(format!("copies that left the registry   {copies:.3}"));
-        }
+        lines.push(format!("copies that left the registry   {:.3}", self.upstream_copies));
         lines.push(format!("copies that left the origin     {:.3}", self.origin_copies));
         lines.push(format!("received for nothing            {:.2} %", self.duplicate_share * 100.0));
         let verified = if self.verified { "every blob of every node" } else { "FAILED" };

@@ -26,4 +26,4 @@ mod torrent;
 pub use config::{Config, StartError};
 pub use counters::{ReceivedBytes, Status, WastedBytes};
 pub use node::{JoinError, Node};
-pub use torrent::{Progress, Reader, Torrent, TorrentError, TorrentState};
+pub use torrent::{Failure, Progress, Reader, Torrent, TorrentError, TorrentState};

@@ -4,18 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use shoal_meta::{Bitfield, Digest, Geometry, PieceHash, PieceIndex};
-use shoal_store::{Blob, ExtendError, Source, WriteError};
+use shoal_store::{Blob, CommitError, ExtendError, Source, WriteError};
 use tokio::sync::watch;
 
 use crate::counters::{From, ReceivedBytes};
 use crate::mailbox::{Handle, Input};
 
 /// How far a torrent is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Progress {
     /// Pieces verified on disk.
     pub have: u32,
@@ -28,22 +29,42 @@ pub struct Progress {
 }
 
 /// Where a torrent stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum TorrentState {
     /// Pieces are missing, or the whole is being checked. Left when the blob is committed or given up.
     Leeching,
     /// The whole blob is verified and in the store. Never left.
     Committed,
-    /// Given up and withdrawn, for the reason told. Never left; joining again starts anew.
-    Failed(String),
+    /// Given up and withdrawn. Never left; joining again starts anew.
+    Failed(Failure),
+}
+
+/// Says why a torrent was given up.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// Every piece matched its hash and the whole is another blob: fault of whoever published the hashes, upstream if
+    /// they are our own. What arrived is gone. Not retryable before others are published.
+    #[error("the content has the digest {computed}")]
+    WrongContent {
+        /// The digest of what arrived.
+        computed: Digest,
+    },
+    /// The disk failed or is full, for pieces in a row or for the whole: our fault. Retryable once an operator has made
+    /// room; until then the blob can only pass by the store.
+    #[error("the disk does not take the blob")]
+    Disk(#[source] Arc<io::Error>),
+    /// A caller of [`Node::withdraw`](crate::Node::withdraw) or the store took it away, for the reason told. Retryable as
+    /// far as that reason is.
+    #[error("the blob was withdrawn: {0}")]
+    Withdrawn(String),
 }
 
 /// Says why a torrent did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum TorrentError {
-    /// The torrent was given up: the content does not match its digest, the disk fails, or it was withdrawn.
-    #[error("the torrent was given up: {0}")]
-    Failed(String),
+    /// The torrent was given up.
+    #[error(transparent)]
+    Failed(#[from] Failure),
     /// The node is shutting down.
     #[error("the node is shutting down")]
     Closed,
@@ -53,6 +74,40 @@ pub enum TorrentError {
     /// Piece hashes were not added.
     #[error("piece hashes were not added")]
     Hashes(#[source] ExtendError),
+}
+
+impl Failure {
+    /// The failure as a label of metrics.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::WrongContent { .. } => "wrong_content",
+            Self::Disk(_) => "disk",
+            Self::Withdrawn(_) => "withdrawn",
+        }
+    }
+}
+
+impl std::convert::From<CommitError> for Failure {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::DigestMismatch { computed } => Self::WrongContent { computed },
+            CommitError::Disk(error) => Self::Disk(Arc::new(error)),
+            CommitError::Incomplete { .. } | CommitError::Withdrawn => Self::Withdrawn(error.to_string()),
+        }
+    }
+}
+
+impl std::convert::From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Disk(error) => Self::Disk(Arc::new(error)),
+            WriteError::Length { .. }
+            | WriteError::HashMismatch { .. }
+            | WriteError::UnknownHash { .. }
+            | WriteError::Withdrawn => Self::Withdrawn(error.to_string()),
+        }
+    }
 }
 
 /// A handle on one blob of the swarm; clones share it. Dropping it stops nothing.
@@ -171,7 +226,7 @@ impl Torrent {
     /// When the torrent is given up or the node shuts down first.
     pub async fn committed(&self) -> Result<Blob, TorrentError> {
         let blob = |progress: &Progress| match self.shared.state().source.clone() {
-            Source::Blob(blob) if progress.state == TorrentState::Committed => Some(blob),
+            Source::Blob(blob) if matches!(progress.state, TorrentState::Committed) => Some(blob),
             Source::Blob(_) | Source::Partial(_) => None,
         };
         self.wait(blob).await
@@ -179,7 +234,7 @@ impl Torrent {
 
     fn ingest_error(&self, error: WriteError) -> TorrentError {
         match (error, &self.shared.progress.borrow().state) {
-            (WriteError::Withdrawn, TorrentState::Failed(reason)) => TorrentError::Failed(reason.clone()),
+            (WriteError::Withdrawn, TorrentState::Failed(failure)) => failure.clone().into(),
             (error, _) => TorrentError::Write(error),
         }
     }
@@ -193,8 +248,8 @@ impl Torrent {
                 if let Some(out) = done(&now) {
                     return Ok(out);
                 }
-                if let TorrentState::Failed(reason) = &now.state {
-                    return Err(TorrentError::Failed(reason.clone()));
+                if let TorrentState::Failed(failure) = &now.state {
+                    return Err(failure.clone().into());
                 }
             }
             tokio::select! {
@@ -282,11 +337,11 @@ impl Shared {
         self.progress.send_modify(|progress| progress.state = TorrentState::Committed);
     }
 
-    pub(crate) fn fail(&self, reason: String) {
+    pub(crate) fn fail(&self, failure: Failure) {
         self.progress.send_if_modified(|progress| {
-            let leeching = progress.state == TorrentState::Leeching;
+            let leeching = matches!(progress.state, TorrentState::Leeching);
             if leeching {
-                progress.state = TorrentState::Failed(reason);
+                progress.state = TorrentState::Failed(failure);
             }
             leeching
         });

@@ -6,7 +6,7 @@ mod rig;
 use bytes::Bytes;
 use rig::{MIB, config, content, name, piece_of, read, soon, start, until};
 use shoal_meta::{Digest, PieceHash, Role};
-use shoal_peer::{JoinError, TorrentError, TorrentState};
+use shoal_peer::{Failure, JoinError, TorrentError, TorrentState};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_goes_from_node_to_node_and_a_third_gets_it_from_both() {
@@ -16,7 +16,7 @@ async fn a_blob_goes_from_node_to_node_and_a_third_gets_it_from_both() {
     let torrent = b.join(&blob, &[&a]).await;
     let copy = soon(torrent.committed()).await.unwrap();
     assert_eq!(read(&copy).await, content);
-    assert_eq!(torrent.progress().borrow().state, TorrentState::Committed);
+    assert!(matches!(torrent.progress().borrow().state, TorrentState::Committed));
 
     let late = c.join(&blob, &[&a, &b]).await;
     soon(late.committed()).await.unwrap();
@@ -86,11 +86,28 @@ async fn a_blob_with_another_digest_fails_and_is_withdrawn() {
     for piece in geometry.pieces() {
         torrent.ingest(piece, vec![piece_of(&content, &geometry, piece)]).await.unwrap();
     }
-    assert!(matches!(soon(torrent.committed()).await, Err(TorrentError::Failed(_))));
+    let failure = soon(torrent.committed()).await;
+    let computed = Digest::sha256_of(&content);
+    assert!(
+        matches!(failure, Err(TorrentError::Failed(Failure::WrongContent { computed: found })) if found == computed)
+    );
     until(|| node.node.status().torrents == 0).await;
     assert!(!node.store.contains(&digest));
     // What was read before is not read again as if it were right.
     assert!(torrent.read_source().read(0, 1).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_loses_a_blob_is_not_taken_for_a_wrong_digest() {
+    let node = start(config()).await;
+    let content = content(MIB, 9);
+    let (digest, geometry) = name(&content);
+    let torrent = node.node.join(node.store.partial(digest, geometry).await.unwrap()).await.unwrap();
+    node.lose_partials();
+    for piece in geometry.pieces() {
+        torrent.ingest(piece, vec![piece_of(&content, &geometry, piece)]).await.unwrap();
+    }
+    assert!(matches!(soon(torrent.committed()).await, Err(TorrentError::Failed(Failure::Disk(_)))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +153,7 @@ async fn waiters_hear_of_a_withdrawal_and_of_the_nodes_end() {
     });
     node.node.withdraw(first.digest(), "upstream says no").await;
     let reason = soon(waiting).await.unwrap();
-    assert!(matches!(reason, Err(TorrentError::Failed(reason)) if reason == "upstream says no"));
+    assert!(matches!(reason, Err(TorrentError::Failed(Failure::Withdrawn(reason))) if reason == "upstream says no"));
     node.shutdown.cancel();
     assert!(matches!(soon(second.committed()).await, Err(TorrentError::Closed)));
     soon(node.node.stopped()).await;

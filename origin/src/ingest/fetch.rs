@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use futures_util::{Stream, StreamExt as _};
 use shoal_meta::{Digest, PieceIndex};
-use shoal_peer::TorrentError;
+use shoal_peer::{Failure, TorrentError};
 use shoal_registry::{BlobBody, UpstreamError};
 use shoal_store::{Blob, BufferPool, WriteError};
 use tokio::time::Instant;
@@ -37,6 +37,14 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
             inner.node.withdraw(digest, "upstream sends other bytes").await;
             lock(&inner.wrong).put(digest, Instant::now());
             "withdrawn"
+        }
+        Err(error @ OriginError::Disk(_)) => {
+            inner.pass(digest, ingest.geometry().length(), error);
+            lock(&inner.begun).remove(&digest);
+            landing.land(end);
+            // After its end is known: readers of what it had go upstream for the rest.
+            inner.node.withdraw(digest, "the disk does not take it").await;
+            return;
         }
         Err(error) => {
             tracing::warn!(%digest, %error, "blob not ingested; what arrived is kept");
@@ -135,8 +143,10 @@ async fn write(ingest: &Ingest, piece: PieceIndex, bytes: Bytes) -> Result<(), O
 fn ended(ingest: &Ingest, error: TorrentError) -> OriginError {
     match &error {
         // A piece published before came otherwise this time, or the pieces do not make the blob.
-        TorrentError::Write(WriteError::HashMismatch { .. }) => OriginError::WrongContent(ingest.digest),
-        TorrentError::Failed(_) if ingest.partial.have().is_empty() => OriginError::WrongContent(ingest.digest),
+        TorrentError::Write(WriteError::HashMismatch { .. }) | TorrentError::Failed(Failure::WrongContent { .. }) => {
+            OriginError::WrongContent(ingest.digest)
+        }
+        TorrentError::Write(WriteError::Disk(_)) | TorrentError::Failed(Failure::Disk(_)) => OriginError::disk(error),
         TorrentError::Closed => OriginError::Lost,
         TorrentError::Failed(_) | TorrentError::Write(_) | TorrentError::Hashes(_) => OriginError::local(error),
     }

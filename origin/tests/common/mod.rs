@@ -29,7 +29,7 @@ pub(crate) struct Lab {
     pub(crate) registry: EmbeddedRegistry,
     pub(crate) origin: Running,
     config: Config,
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     shutdown: CancellationToken,
 }
 
@@ -65,7 +65,7 @@ impl Lab {
         adjust(&mut config);
         let shutdown = CancellationToken::new();
         let origin = shoal_origin::start(config.clone(), shutdown.clone()).await.unwrap();
-        Self { registry, origin, config, _root: root, shutdown }
+        Self { registry, origin, config, root, shutdown }
     }
 
     /// Stops the origin and starts another on the same directory.
@@ -83,6 +83,11 @@ impl Lab {
             }
         });
         Self { origin: origin.await, shutdown, ..self }
+    }
+
+    /// Takes the files of unfinished blobs away, as a disk that fails may.
+    pub(crate) fn lose_partials(&self) {
+        std::fs::remove_dir_all(self.root.path().join("store/partial")).unwrap();
     }
 
     pub(crate) fn access(&self, authorization: &str) -> Access {

@@ -16,7 +16,7 @@ use crate::counters::{From, count};
 use crate::entry::{Entry, Stage};
 use crate::mailbox::Input;
 use crate::node::JoinError;
-use crate::torrent::Shared;
+use crate::torrent::{Failure, Shared};
 
 /// Pieces in a row that the disk may refuse before the torrent is given up: each was fetched for nothing.
 const DISK_FAILURES_MAX: u32 = 3;
@@ -134,20 +134,20 @@ impl Driver {
                     self.swarm.handle_verified(now, key, piece, false);
                 }
             }
-            Err(WriteError::Withdrawn) => self.fail(now, key, "the blob was withdrawn from the store".to_owned()),
+            Err(error @ WriteError::Withdrawn) => self.fail(now, key, error.into()),
             Err(error @ (WriteError::Disk(_) | WriteError::Length { .. } | WriteError::UnknownHash { .. })) => {
                 count(&counters.dropped, bytes);
-                self.write_failed(now, key, piece, awaited, &error);
+                self.write_failed(now, key, piece, awaited, error);
             }
         }
     }
 
-    fn write_failed(&mut self, now: Time, key: TorrentKey, piece: PieceIndex, awaited: bool, error: &WriteError) {
+    fn write_failed(&mut self, now: Time, key: TorrentKey, piece: PieceIndex, awaited: bool, error: WriteError) {
         let Some(entry) = self.torrents.get_mut(&key) else { return };
         let failures = entry.disk_failed(true);
-        warn!(digest = %entry.shared.digest, piece = piece.get(), error = chain(error), "cannot write a piece");
+        warn!(digest = %entry.shared.digest, piece = piece.get(), error = chain(&error), "cannot write a piece");
         if failures >= DISK_FAILURES_MAX {
-            self.fail(now, key, chain(error));
+            self.fail(now, key, error.into());
         } else if awaited {
             self.swarm.handle_write_failed(now, key, piece);
         }
@@ -215,23 +215,23 @@ impl Driver {
                 // Last: who waits for it sees the rest.
                 shared.commit(blob);
             }
-            Err(error) => self.fail(now, key, chain(&error)),
+            Err(error) => self.fail(now, key, error.into()),
         }
     }
 
     /// Gives a torrent up, here and at every peer.
-    fn fail(&mut self, now: Time, key: TorrentKey, reason: String) {
+    fn fail(&mut self, now: Time, key: TorrentKey, failure: Failure) {
         let Some(entry) = self.torrents.get(&key) else { return };
         let shared = entry.shared.clone();
-        warn!(digest = %shared.digest, reason, "a torrent was given up");
+        warn!(digest = %shared.digest, error = chain(&failure), "a torrent was given up");
         self.close(now, key);
         self.announcer.remove(shared.digest);
-        shared.fail(reason);
+        shared.fail(failure);
     }
 
     pub(super) fn withdraw(&mut self, now: Time, digest: Digest, reason: String, done: oneshot::Sender<()>) {
         if let Some(key) = self.swarm.key(&digest) {
-            self.fail(now, key, reason);
+            self.fail(now, key, Failure::Withdrawn(reason));
         }
         self.announcer.remove(digest);
         let store = self.store.clone();

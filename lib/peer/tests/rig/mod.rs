@@ -21,7 +21,7 @@ pub struct Rig {
     pub node: Node,
     pub store: Store,
     pub shutdown: CancellationToken,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Drop for Rig {
@@ -50,7 +50,7 @@ pub async fn start(config: Config) -> Rig {
     let store = Store::open(shoal_store::Config { root: root.path().join("store"), budget }).await.unwrap();
     let shutdown = CancellationToken::new();
     let node = Node::start(config, store.clone(), shutdown.clone()).await.unwrap();
-    Rig { node, store, shutdown, _root: root }
+    Rig { node, store, shutdown, root }
 }
 
 impl Rig {
@@ -64,6 +64,11 @@ impl Rig {
         let blob = partial.commit().await.unwrap();
         self.node.seed(&blob);
         blob
+    }
+
+    /// Takes the files of unfinished blobs away, as a disk that fails may.
+    pub fn lose_partials(&self) {
+        std::fs::remove_dir_all(self.root.path().join("store/partial")).unwrap();
     }
 
     /// Joins a blob's torrent knowing all hashes, with these peers.

@@ -175,27 +175,35 @@ impl UpstreamError {
         }
     }
 
+    /// The status upstream answered, 0 when it did not, and the code that says the same.
+    fn status_and_code(&self) -> (u16, OciCode) {
+        match self {
+            Self::Unauthorized { .. } => (401, OciCode::Unauthorized),
+            Self::Denied { .. } => (403, OciCode::Denied),
+            Self::NotFound { code, .. } => (404, *code),
+            Self::RateLimited { .. } => (429, OciCode::TooManyRequests),
+            Self::Server { status, .. } => (*status, OciCode::Unavailable),
+            Self::Refused { status, .. } => (*status, OciCode::Unknown),
+            Self::Transport(_) | Self::Timeout { .. } => (0, OciCode::Unavailable),
+            Self::Protocol(_) | Self::TooLong { .. } | Self::Request(_) => (0, OciCode::Unknown),
+        }
+    }
+
+    fn challenge(&self) -> Option<String> {
+        if let Self::Unauthorized { challenge } = self { challenge.clone() } else { None }
+    }
+
     /// The answer for a client: 401, 403 and 404 as upstream gave them, and 503 for the rest, on which runtimes go to their
     /// next host. Never 408 or 429: containerd would repeat those here at once.
     #[must_use]
     pub fn to_oci_error(&self) -> OciError {
-        let (status, code) = match self {
-            Self::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, OciCode::Unauthorized),
-            Self::Denied { .. } => (StatusCode::FORBIDDEN, OciCode::Denied),
-            Self::NotFound { code, .. } => (StatusCode::NOT_FOUND, *code),
-            Self::RateLimited { .. }
-            | Self::Server { .. }
-            | Self::Refused { .. }
-            | Self::Transport(_)
-            | Self::Timeout { .. }
-            | Self::Protocol(_)
-            | Self::TooLong { .. }
-            | Self::Request(_) => (StatusCode::SERVICE_UNAVAILABLE, OciCode::Unavailable),
+        let (status, code) = self.status_and_code();
+        let is_answer = matches!(self, Self::Unauthorized { .. } | Self::Denied { .. } | Self::NotFound { .. });
+        let mut error = match StatusCode::from_u16(status) {
+            Ok(status) if is_answer => OciError::new(status, code, self.to_string()),
+            Ok(_) | Err(_) => OciError::unavailable(self.to_string()),
         };
-        let mut error = OciError::new(status, code, self.to_string());
-        if let Self::Unauthorized { challenge } = self {
-            error.www_authenticate.clone_from(challenge);
-        }
+        error.www_authenticate = self.challenge();
         error.retry_after = self.retry_after();
         error
     }
@@ -203,33 +211,22 @@ impl UpstreamError {
     /// Takes the error apart, to carry it over gRPC.
     #[must_use]
     pub fn to_parts(&self) -> ErrorParts {
-        let message = self.to_string();
-        let (status, code, message) = match self {
-            Self::Unauthorized { .. } => (401, OciCode::Unauthorized, message),
-            Self::Denied { message } => (403, OciCode::Denied, message.clone()),
-            Self::NotFound { code, message } => (404, *code, message.clone()),
-            Self::RateLimited { .. } => (429, OciCode::TooManyRequests, message),
-            Self::Server { status, .. } => (*status, OciCode::Unavailable, message),
-            Self::Refused { status, message } => (*status, OciCode::Unknown, message.clone()),
-            Self::Transport(cause) => (0, OciCode::Unavailable, chain(cause.as_ref())),
-            Self::Timeout { .. } => (0, OciCode::Unavailable, message),
-            Self::Protocol(message) => (0, OciCode::Unknown, message.clone()),
-            Self::TooLong { .. } | Self::Request(_) => (0, OciCode::Unknown, message),
-        };
-        let www_authenticate = match self {
-            Self::Unauthorized { challenge } => challenge.clone(),
-            Self::Denied { .. }
-            | Self::NotFound { .. }
+        let (status, code) = self.status_and_code();
+        let message = match self {
+            Self::Denied { message }
+            | Self::NotFound { message, .. }
+            | Self::Refused { message, .. }
+            | Self::Protocol(message) => message.clone(),
+            Self::Transport(cause) => chain(cause.as_ref()),
+            Self::Unauthorized { .. }
             | Self::RateLimited { .. }
             | Self::Server { .. }
-            | Self::Refused { .. }
-            | Self::Transport(_)
             | Self::Timeout { .. }
-            | Self::Protocol(_)
             | Self::TooLong { .. }
-            | Self::Request(_) => None,
+            | Self::Request(_) => self.to_string(),
         };
-        ErrorParts { status, code: code.to_string(), message, www_authenticate, retry_after: self.retry_after() }
+        let (www_authenticate, retry_after) = (self.challenge(), self.retry_after());
+        ErrorParts { status, code: code.to_string(), message, www_authenticate, retry_after }
     }
 
     /// Puts an error together again: the status decides which it is, and without one the code whether it is retryable.
