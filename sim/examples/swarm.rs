@@ -8,8 +8,8 @@ use shoal_sim::cli::{Args, run_cli};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let numbers = std::env::args().skip(1).map(|word| word.parse()).collect::<Result<Vec<u64>, _>>()?;
     let at = |index: usize, default: u64| numbers.get(index).copied().unwrap_or(default);
-    let args =
-        Args { nodes: u32::try_from(at(0, 100))?, blob_length: at(1, 512) << 20, seed: at(2, 1), ..Args::default() };
+    let nodes = Some(u32::try_from(at(0, 100))?);
+    let args = Args { nodes, blob_length: Some(at(1, 512) << 20), seed: at(2, 1), ..Args::default() };
     println!("{args}");
     let begun = Instant::now();
     run_cli(&args, &mut std::io::stdout())?;
