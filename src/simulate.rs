@@ -31,7 +31,7 @@ enum Command {
     /// List the scenarios: name, default size, what happens.
     List,
     /// Run a scenario for every combination of some settings' values, and print the figures as a table.
-    Sweep(sweep::Args),
+    Sweep(Box<sweep::Args>),
 }
 
 /// What a scenario is made of; what is left out is as the scenario has it.

@@ -44,6 +44,8 @@ impl Downlink {
 pub(crate) struct Link {
     pub(crate) nodes: [u32; 2],
     pub(crate) ends: [End; 2],
+    /// Whether its nodes are in different zones.
+    pub(crate) far: bool,
     /// When the last block that left each end is in: the next begins to leave then.
     pub(crate) clear_at: [Time; 2],
 }
@@ -60,8 +62,8 @@ pub(crate) enum End {
 }
 
 impl Link {
-    pub(crate) fn dial(from: u32, to: u32) -> Self {
-        Self { nodes: [from, to], ends: [End::Handshake; 2], clear_at: [Time::ZERO; 2] }
+    pub(crate) fn dial(from: u32, to: u32, far: bool) -> Self {
+        Self { nodes: [from, to], ends: [End::Handshake; 2], far, clear_at: [Time::ZERO; 2] }
     }
 
     /// Which end a node is at.

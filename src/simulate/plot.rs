@@ -33,7 +33,10 @@ pub(super) fn chart(x_name: &str, y_name: &str, x: &[&str], lines: &[Line]) -> S
         let (y, right) = (at_y(*tick), left + width);
         let label = decimals(*tick, ticks[1] - ticks[0]);
         put(&mut out, format_args!("<path d=\"M{left} {y:.1}H{right}\" stroke=\"{GREY}\" stroke-opacity=\"0.35\"/>"));
-        put(&mut out, format_args!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", left - 8.0, y + 4.0));
+        put(
+            &mut out,
+            format_args!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", left - 8.0, y + 4.0),
+        );
     }
     for (index, name) in x.iter().enumerate() {
         let (x, y, name) = (at_x(index), bottom + 20.0, escape(name));
@@ -41,17 +44,24 @@ pub(super) fn chart(x_name: &str, y_name: &str, x: &[&str], lines: &[Line]) -> S
     }
     let (x_middle, y_middle) = (left + width / 2.0, top + height / 2.0);
     let (x_name, y_name) = (escape(x_name), escape(y_name));
-    put(&mut out, format_args!("<text x=\"{x_middle}\" y=\"{}\" text-anchor=\"middle\">{x_name}</text>", bottom + 44.0));
+    put(
+        &mut out,
+        format_args!("<text x=\"{x_middle}\" y=\"{}\" text-anchor=\"middle\">{x_name}</text>", bottom + 44.0),
+    );
     let turned = format!("transform=\"rotate(-90 16 {y_middle})\" text-anchor=\"middle\"");
     put(&mut out, format_args!("<text x=\"16\" y=\"{y_middle}\" {turned}>{y_name}</text>"));
     for (index, line) in lines.iter().enumerate() {
         let color = COLORS[line.color % COLORS.len()];
         let dash = if line.dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         let stroke = format!("fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"{dash}");
-        let points: String = line.y.iter().enumerate().map(|(x, y)| format!("{:.1},{:.1} ", at_x(x), at_y(*y))).collect();
+        let points: String =
+            line.y.iter().enumerate().map(|(x, y)| format!("{:.1},{:.1} ", at_x(x), at_y(*y))).collect();
         put(&mut out, format_args!("<polyline points=\"{}\" {stroke}/>", points.trim_end()));
         for (x, y) in line.y.iter().enumerate() {
-            put(&mut out, format_args!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{color}\"/>", at_x(x), at_y(*y)));
+            put(
+                &mut out,
+                format_args!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{color}\"/>", at_x(x), at_y(*y)),
+            );
         }
         let (x, y) = (left + width + 16.0, top + 12.0 + 20.0 * index as f64);
         put(&mut out, format_args!("<path d=\"M{x} {y}h24\" {stroke}/>"));

@@ -46,8 +46,10 @@ struct Axis {
     values: Vec<(String, Value)>,
 }
 
+type Figure = (&'static str, fn(&Report) -> f64);
+
 /// What a table's columns show of a run.
-const FIGURES: [(&str, fn(&Report) -> f64); 4] = [
+const FIGURES: [Figure; 4] = [
     ("ratio_last", |report| report.ratio_last),
     ("ratio_median", |report| report.ratio_median),
     ("origin_copies", |report| report.origin_copies),
@@ -81,7 +83,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let jobs = args.jobs.or(thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let reports = play(&worlds, jobs)?;
     let per_row = usize::try_from(seeds).context("too many seeds")?;
-    let rows: Vec<Row> = combinations.iter().zip(reports.chunks(per_row)).map(|(labels, runs)| row(labels, runs)).collect();
+    let rows: Vec<Row> =
+        combinations.iter().zip(reports.chunks(per_row)).map(|(labels, runs)| row(labels, runs)).collect();
     let keys: Vec<&str> = args.vary.iter().map(|axis| axis.key.as_str()).collect();
     write!(io::stdout().lock(), "{}", table(&keys, &rows))?;
     if let Some(file) = &args.csv {
@@ -114,13 +117,15 @@ fn play(worlds: &[cli::Args], jobs: usize) -> anyhow::Result<Vec<Report>> {
 /// Every combination of the axes' values; the last axis changes fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<(String, Value)>> {
     axes.iter().fold(vec![Vec::new()], |done, axis| {
-        let longer = |begun: &Vec<_>| axis.values.iter().map(|value| [begun.clone(), vec![value.clone()]].concat()).collect::<Vec<_>>();
+        let longer = |begun: &Vec<_>| {
+            axis.values.iter().map(|value| [begun.clone(), vec![value.clone()]].concat()).collect::<Vec<_>>()
+        };
         done.iter().flat_map(longer).collect()
     })
 }
 
 fn row(combination: &[(String, Value)], runs: &[Report]) -> Row {
-    let figure = |(_, of): (&str, fn(&Report) -> f64)| {
+    let figure = |(_, of): Figure| {
         let values = || runs.iter().map(of);
         (values().sum::<f64>() / runs.len() as f64, values().fold(0.0, f64::max))
     };

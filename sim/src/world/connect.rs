@@ -17,7 +17,9 @@ impl World<'_> {
     /// Sets out: SYN, SYN-ACK and Hello take three ways to the node dialled.
     pub(super) fn dial(&mut self, node: u32, peer: &PeerInfo) {
         let conn = u32::try_from(self.links.len()).expect("fewer than 2^32 dials in a run");
-        self.links.push(Link::dial(node, node_of(&peer.id)));
+        let to = node_of(&peer.id);
+        let far = self.nodes[node as usize].zone != self.nodes[to as usize].zone;
+        self.links.push(Link::dial(node, to, far));
         self.push_after(self.latency_of(conn) * 3, Happening::Dial { conn });
     }
 

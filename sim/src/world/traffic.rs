@@ -156,9 +156,8 @@ impl World<'_> {
 
     /// One way between the ends of a connection.
     pub(super) fn latency_of(&self, conn: u32) -> Duration {
-        let [a, b] = self.links[conn as usize].nodes.map(|node| self.nodes[node as usize].zone);
         match self.scenario.zones {
-            Some(zones) if a != b => zones.latency,
+            Some(zones) if self.links[conn as usize].far => zones.latency,
             Some(_) | None => self.scenario.latency,
         }
     }
