@@ -170,6 +170,7 @@ fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  {name:11} {seconds:9.3}  {:.3}", seconds / report.optimum_seconds)?;
     }
     writeln!(out, "  optimum     {:9.3}", report.optimum_seconds)?;
+    writeln!(out, "  first piece {:9.3}  (median)", report.first_piece.p50)?;
     if !report.groups.is_empty() {
         writeln!(out, "                         last  median  over one with the origin to itself")?;
     }

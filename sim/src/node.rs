@@ -28,6 +28,8 @@ pub(crate) struct Node {
     /// Whether it serves others.
     pub(crate) gives: bool,
     pub(crate) arrived_at: Time,
+    /// When it had the first piece of the first blob: what a reader waits for.
+    pub(crate) first_at: Option<Time>,
     /// When it had every blob.
     pub(crate) completed_at: Option<Time>,
     /// When the one pending wake-up is due.
@@ -80,6 +82,7 @@ impl Node {
             zone: scenario.zone_of(node),
             gives: like.gives,
             arrived_at: Time::ZERO,
+            first_at: None,
             completed_at: None,
             wake_at: None,
             touched: false,

@@ -35,6 +35,8 @@ pub struct Report {
     pub ratio_median: f64,
     /// The times in seconds.
     pub percentiles: Percentiles,
+    /// The times to the first piece of the first blob, which a reader waits for.
+    pub first_piece: Percentiles,
     /// Agents that are alike, where there is more than one kind.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupReport>,

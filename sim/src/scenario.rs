@@ -18,6 +18,8 @@ pub struct Scenario {
     pub parallel: usize,
     /// Length of their pieces in bytes; `None`: as each blob's length gives it.
     pub piece_length: Option<u32>,
+    /// Length of their blocks in bytes; `None`: as long as a request may ask for.
+    pub block_length: Option<u32>,
     /// Draws everything that is random. The same scenario with the same seed gives the same run.
     pub seed: u64,
     /// The agents.
@@ -169,6 +171,7 @@ impl Scenario {
             blobs: vec![blob_length],
             parallel: 3,
             piece_length: None,
+            block_length: None,
             seed: 1,
             groups: vec![Group { name: "all", nodes, rates, arrivals: Arrivals::default(), gives: true }],
             origin_rates: rates,
@@ -205,9 +208,12 @@ impl Scenario {
     /// # Errors
     /// When a blob is empty or too long, or the piece length is not acceptable.
     pub fn geometries(&self) -> Result<Vec<Geometry>, ScenarioError> {
-        let geometry = |&length| match self.piece_length {
-            Some(piece_length) => Geometry::new(length, piece_length),
-            None => Geometry::for_length(length),
+        let geometry = |&length| {
+            let geometry = match self.piece_length {
+                Some(piece_length) => Geometry::new(length, piece_length),
+                None => Geometry::for_length(length),
+            };
+            geometry.map(|geometry| geometry.with_block_length(self.block_length.unwrap_or(u32::MAX)))
         };
         self.blobs.iter().map(geometry).collect::<Result<_, _>>().map_err(ScenarioError::Geometry)
     }

@@ -43,7 +43,8 @@ pub enum SettingError {
 type Set<T> = fn(&mut T, &Value) -> Option<()>;
 
 /// What a scenario is made of.
-const SIZES: [(&str, Set<Args>); 7] = [
+const SIZES: [(&str, Set<Args>); 8] = [
+    ("scenario", |args, value| set(&mut args.named, value.word()?.parse().ok())),
     ("nodes", |args, value| set(&mut args.nodes, value.number().map(Some))),
     ("blob", |args, value| set(&mut args.blob_length, value.number().map(Some))),
     ("piece_length", |args, value| set(&mut args.piece_length, value.number().map(Some))),
@@ -54,7 +55,7 @@ const SIZES: [(&str, Set<Args>); 7] = [
 ];
 
 /// Settings of a scenario and of its nodes' swarms, by the names of the fields.
-const SETTINGS: [(&str, Set<Scenario>); 19] = [
+const SETTINGS: [(&str, Set<Scenario>); 20] = [
     ("upload_slots", |scenario, value| set(&mut scenario.swarm.upload_slots, value.number())),
     ("grant_bytes_min", |scenario, value| set(&mut scenario.swarm.grant_bytes_min, value.number())),
     ("grant_timeout", |scenario, value| set(&mut scenario.swarm.grant_timeout, value.time())),
@@ -67,6 +68,7 @@ const SETTINGS: [(&str, Set<Scenario>); 19] = [
     ("reader_window_pieces", |scenario, value| set(&mut scenario.swarm.reader_window_pieces, value.number())),
     ("reader_patience", |scenario, value| set(&mut scenario.swarm.reader_patience, value.time())),
     ("choke_policy", |scenario, value| set(&mut scenario.swarm.choke_policy, value.policy())),
+    ("block_length", |scenario, value| set(&mut scenario.block_length, value.number().map(Some))),
     ("handout_max", |scenario, value| set(&mut scenario.handout_max, value.number())),
     ("parallel", |scenario, value| set(&mut scenario.parallel, value.number())),
     ("readers", |scenario, value| set(&mut scenario.readers, value.flag())),
@@ -139,18 +141,22 @@ impl Value {
         }
     }
 
-    fn flag(&self) -> Option<bool> {
+    fn word(&self) -> Option<&str> {
         match self {
-            Self::Word(word) => word.parse().ok(),
+            Self::Word(word) => Some(word),
             Self::Number(_) | Self::Share(_) | Self::Time(_) => None,
         }
     }
 
+    fn flag(&self) -> Option<bool> {
+        self.word()?.parse().ok()
+    }
+
     fn policy(&self) -> Option<ChokePolicy> {
-        match self {
-            Self::Word(word) if word == "cluster" => Some(ChokePolicy::Cluster),
-            Self::Word(word) if word == "reciprocal" => Some(ChokePolicy::Reciprocal),
-            Self::Word(_) | Self::Number(_) | Self::Share(_) | Self::Time(_) => None,
+        match self.word()? {
+            "cluster" => Some(ChokePolicy::Cluster),
+            "reciprocal" => Some(ChokePolicy::Reciprocal),
+            _ => None,
         }
     }
 }
@@ -187,7 +193,7 @@ mod tests {
     fn what_cannot_be_set_is_named() {
         let mut args = Args::default();
         let error = args.set("slots", Value::Number(2)).unwrap_err();
-        assert!(error.to_string().starts_with("nothing is called \"slots\"; there are nodes, blob,"), "{error}");
+        assert!(error.to_string().starts_with("nothing is called \"slots\"; there are scenario, nodes,"), "{error}");
         let error = args.set("reader_share", Value::Number(2)).unwrap_err();
         assert_eq!(error.to_string(), "reader_share cannot be 2");
     }

@@ -49,11 +49,12 @@ struct Axis {
 type Figure = (&'static str, fn(&Report) -> f64);
 
 /// What a table's columns show of a run.
-const FIGURES: [Figure; 4] = [
+const FIGURES: [Figure; 5] = [
     ("ratio_last", |report| report.ratio_last),
     ("ratio_median", |report| report.ratio_median),
     ("origin_copies", |report| report.origin_copies),
     ("duplicate_share", |report| report.duplicate_share),
+    ("first_piece_seconds", |report| report.first_piece.p50),
 ];
 
 /// The figures of one combination over its seeds.

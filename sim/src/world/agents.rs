@@ -168,6 +168,9 @@ impl World<'_> {
         let Some(blob) = state.blob_of(torrent).filter(|_| state.is_live()) else { return };
         state.swarm.handle_verified(self.now, torrent, piece, true);
         state.blobs[blob].have.insert(piece);
+        if (blob, piece.get()) == (0, 0) {
+            state.first_at = Some(self.now);
+        }
         self.move_reader(node, blob, torrent);
         let state = &mut self.nodes[node as usize];
         if state.blobs[blob].have.is_full() {

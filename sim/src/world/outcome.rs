@@ -11,7 +11,7 @@ impl World<'_> {
     pub(super) fn report(self) -> Report {
         let agents = &self.nodes[1..];
         let nodes = self.scenario.nodes();
-        let (completed, percentiles) = times(agents);
+        let (completed, percentiles) = times(agents, |node| node.completed_at);
         let optimum_seconds = self.scenario.optimum_seconds();
         let length = self.scenario.length() as f64;
         let sum = |field: fn(&Node) -> u64| agents.iter().map(field).sum::<u64>() as f64;
@@ -32,6 +32,7 @@ impl World<'_> {
             ratio_last: percentiles.max / optimum_seconds,
             ratio_median: percentiles.p50 / optimum_seconds,
             percentiles,
+            first_piece: times(agents, |node| node.first_at).1,
             groups: if groups.len() > 1 { self.groups() } else { Vec::new() },
             copies_per_zone: self.zones.iter().map(|zone| zone.bytes as f64 / length).collect(),
             origin_copies: self.nodes[ORIGIN as usize].up.sent_bytes as f64 / length,
@@ -48,7 +49,8 @@ impl World<'_> {
 
     fn groups(&self) -> Vec<GroupReport> {
         let figures = |(place, group): (usize, &Group)| {
-            let (completed, percentiles) = times(self.nodes[1..].iter().filter(|node| node.group == place));
+            let agents = self.nodes[1..].iter().filter(|node| node.group == place);
+            let (completed, percentiles) = times(agents, |node| node.completed_at);
             let Group { name, nodes, .. } = *group;
             let alone_seconds = self.scenario.alone_seconds(group);
             GroupReport {
@@ -66,8 +68,8 @@ impl World<'_> {
     }
 }
 
-/// How many of some agents completed, and their times from arrival.
-fn times<'a>(agents: impl IntoIterator<Item = &'a Node>) -> (u32, Percentiles) {
-    let times: Vec<_> = agents.into_iter().filter_map(|node| Some(node.completed_at?.since(node.arrived_at))).collect();
+/// How many of some agents got somewhere, and their times from arrival to then.
+fn times<'a>(agents: impl IntoIterator<Item = &'a Node>, to: fn(&Node) -> Option<Time>) -> (u32, Percentiles) {
+    let times: Vec<_> = agents.into_iter().filter_map(|node| Some(to(node)?.since(node.arrived_at))).collect();
     (u32::try_from(times.len()).unwrap_or(u32::MAX), Percentiles::of(times))
 }
