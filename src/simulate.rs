@@ -1,53 +1,23 @@
 //! `shoal sim`: flags, as people write them, for the simulator.
 
-use std::io;
+mod plot;
+mod sweep;
 
-use clap::Args as ClapArgs;
-use shoal_kit::{ByteSize, Rate};
-use shoal_sim::cli;
+use std::io;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Subcommand};
+use shoal_kit::{ByteSize, HumanDuration, Rate};
+use shoal_sim::{Named, Value, cli};
 
 /// Flags of `shoal sim`.
 #[derive(ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// How many nodes want the blob.
-    #[arg(long, default_value_t = 16)]
-    nodes: u32,
-    /// Length of the blob.
-    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
-    blob: ByteSize,
-    /// Length of its pieces; default: as the blob's length gives it.
-    #[arg(long, value_name = "SIZE")]
-    piece_length: Option<ByteSize>,
-    /// Draws everything that is random; the same seed gives the same run.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Each node's rate, both ways.
-    #[arg(long, default_value = "1gbit")]
-    rate: Rate,
-    /// The origin's rate; default: as the nodes'.
-    #[arg(long)]
-    origin_rate: Option<Rate>,
-    /// The rate at which the origin gets the blob from upstream; default: it has the blob.
-    #[arg(long)]
-    upstream_rate: Option<Rate>,
-    /// Latency between any two nodes, one way, in microseconds.
-    #[arg(long, default_value_t = 250)]
-    latency_us: u64,
-    /// Nodes arrive at random within this time, in milliseconds.
-    #[arg(long, default_value_t = 0)]
-    arrivals_ms: u64,
-    /// Share of the nodes that crash while the blob is spread.
-    #[arg(long, default_value_t = 0.0)]
-    crash_share: f64,
-    /// Share of the nodes that lose all connections while the blob is spread.
-    #[arg(long, default_value_t = 0.0)]
-    cut_share: f64,
-    /// The origin crashes at this time, in milliseconds.
-    #[arg(long)]
-    origin_crash_ms: Option<u64>,
-    /// Each node has a reader that takes the blob in order, as a pull does.
-    #[arg(long)]
-    readers: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    flags: Flags,
     /// Check invariants after each event (slow).
     #[arg(long)]
     check: bool,
@@ -56,26 +26,132 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Runs a simulation and prints its figures; fails when a node did not get the blob.
+#[derive(Subcommand)]
+enum Command {
+    /// List the scenarios: name, default size, what happens.
+    List,
+    /// Run a scenario for every combination of some settings' values, and print the figures as a table.
+    Sweep(Box<sweep::Args>),
+}
+
+/// What a scenario is made of; what is left out is as the scenario has it.
+#[derive(ClapArgs)]
+struct Flags {
+    /// Which scenario; `shoal sim list` lists them.
+    #[arg(long, default_value_t, value_name = "NAME")]
+    scenario: Named,
+    /// How many nodes want the blobs.
+    #[arg(long)]
+    nodes: Option<u32>,
+    /// Length of the blobs.
+    #[arg(long, value_name = "SIZE")]
+    blob: Option<ByteSize>,
+    /// Length of their pieces; default: as each blob's length gives it.
+    #[arg(long, value_name = "SIZE")]
+    piece_length: Option<ByteSize>,
+    /// Draws everything that is random; the same seed gives the same run.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Each node's rate, both ways.
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// The origin's rate; default: as the nodes'.
+    #[arg(long)]
+    origin_rate: Option<Rate>,
+    /// The rate at which the origin gets the blobs from upstream; default: it has them.
+    #[arg(long)]
+    upstream_rate: Option<Rate>,
+    /// Latency between any two nodes, one way, in microseconds.
+    #[arg(long)]
+    latency_us: Option<u64>,
+    /// Nodes arrive at random within this time, in milliseconds.
+    #[arg(long)]
+    arrivals_ms: Option<u64>,
+    /// Share of the nodes that crash while the blobs are spread.
+    #[arg(long, default_value_t = 0.0)]
+    crash_share: f64,
+    /// Share of the nodes that lose all connections while the blobs are spread.
+    #[arg(long, default_value_t = 0.0)]
+    cut_share: f64,
+    /// The origin crashes at this time, in milliseconds.
+    #[arg(long)]
+    origin_crash_ms: Option<u64>,
+    /// Each node has a reader that takes each blob in order, as a pull does.
+    #[arg(long)]
+    readers: bool,
+    /// Set something by its name, such as `upload_slots=2`; a wrong name lists them all.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, Value)>,
+}
+
+/// Runs a simulation, or many, and prints the figures; fails when a node did not get the blobs.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let told = cli::Args {
-        nodes: args.nodes,
-        blob_length: args.blob.get(),
-        piece_length: args.piece_length.map(|length| u32::try_from(length.get()).unwrap_or(u32::MAX)),
-        seed: args.seed,
-        rate: args.rate.get(),
-        origin_rate: args.origin_rate.map(Rate::get),
-        upstream_rate: args.upstream_rate.map(Rate::get),
-        latency_us: args.latency_us,
-        arrivals_ms: args.arrivals_ms,
-        crash_share: args.crash_share,
-        cut_share: args.cut_share,
-        origin_crash_ms: args.origin_crash_ms,
-        readers: args.readers,
-        check: args.check,
-        json: args.json,
-    };
+    match &args.command {
+        Some(Command::List) => return Ok(cli::list(&mut io::stdout().lock())?),
+        Some(Command::Sweep(sweep)) => return sweep::run(sweep),
+        None => {}
+    }
+    let told = cli::Args { check: args.check, json: args.json, ..args.flags.read()? };
     let report = cli::run_cli(&told, &mut io::stdout().lock())?;
-    anyhow::ensure!(report.all_completed(), "not every node got the blob; replay: {told}");
+    anyhow::ensure!(report.all_completed(), "not every node got the blobs; replay: {told}");
     Ok(())
+}
+
+impl Flags {
+    fn read(&self) -> anyhow::Result<cli::Args> {
+        let mut told = cli::Args {
+            named: self.scenario,
+            nodes: self.nodes,
+            blob_length: self.blob.map(ByteSize::get),
+            piece_length: self.piece_length.map(|length| u32::try_from(length.get()).unwrap_or(u32::MAX)),
+            seed: self.seed,
+            rate: self.rate.map(Rate::get),
+            origin_rate: self.origin_rate.map(Rate::get),
+            upstream_rate: self.upstream_rate.map(Rate::get),
+            latency: self.latency_us.map(Duration::from_micros),
+            arrivals_ms: self.arrivals_ms,
+            crash_share: self.crash_share,
+            cut_share: self.cut_share,
+            origin_crash_ms: self.origin_crash_ms,
+            ..cli::Args::default()
+        };
+        let readers = self.readers.then(|| ("readers".to_owned(), Value::Word("true".to_owned())));
+        for (key, value) in self.set.iter().cloned().chain(readers) {
+            told.set(&key, value)?;
+        }
+        Ok(told)
+    }
+}
+
+/// Reads `KEY=VALUE`.
+fn setting(text: &str) -> Result<(String, Value), String> {
+    let (key, text) = text.split_once('=').ok_or("give it as KEY=VALUE")?;
+    Ok((key.to_owned(), value(text)))
+}
+
+/// Reads a value as people write it: a number, a share, a time, a size or a rate; else it is a word.
+fn value(text: &str) -> Value {
+    let number = text.parse().ok().map(Value::Number);
+    number
+        .or_else(|| text.parse().ok().map(Value::Share))
+        .or_else(|| text.parse().ok().map(|time: HumanDuration| Value::Time(time.get())))
+        .or_else(|| text.parse().ok().map(|size: ByteSize| Value::Number(size.get())))
+        .or_else(|| text.parse().ok().map(|rate: Rate| Value::Number(rate.get())))
+        .unwrap_or_else(|| Value::Word(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_as_people_write_them() {
+        assert_eq!(value("8"), Value::Number(8));
+        assert_eq!(value("0.05"), Value::Share(0.05));
+        assert_eq!(value("250us"), Value::Time(Duration::from_micros(250)));
+        assert_eq!(value("2s"), Value::Time(Duration::from_secs(2)));
+        assert_eq!(value("256KiB"), Value::Number(256 << 10));
+        assert_eq!(value("1gbit"), Value::Number(125_000_000));
+        assert_eq!(value("reciprocal"), Value::Word("reciprocal".to_owned()));
+    }
 }

@@ -1,29 +1,39 @@
 //! Deterministic simulator of whole swarms: hundreds to thousands of nodes, each running the shipped lib/swarm unchanged.
 //!
-//! Called by `shoal sim` and by tests. A [`Scenario`] says what happens, [`run`] plays it and gives a [`Report`]. The same
-//! scenario gives the same events in the same order on every machine: the trace hash proves it.
+//! Called by `shoal sim` and by tests. A [`Scenario`] says what happens ([`Named`] ones are ready made), [`run`] plays it
+//! and gives a [`Report`]. The same scenario gives the same events in the same order on every machine: the trace hash
+//! proves it.
 //!
 //! What is simulated, and how:
-//! - **Links**: each node has one uplink and one downlink. Blocks queue first come, first served at each; a block leaves
-//!   when the uplink has served it, then occupies the receiver's downlink. Control messages cost the latency, and their
-//!   bytes delay the next block of a busy uplink. Rates are of payload; TCP's own headers and ramp-up are not simulated.
-//! - **Connections**: a handshake of two round trips; messages keep their order; blocks do not delay messages.
-//! - **Tracker**: hears announces, hands out random peers, forgets the dead only when their lease is over.
-//! - **Store**: verifying a piece takes a fixed time. **Origin**: has the blob, or gets it from upstream piece by piece.
-//! - **Faults**: nodes that crash, nodes that lose all connections at once.
+//! - **Links**: each node has one uplink and one downlink, each zone one link each way to the others. The connections that
+//!   have a block to send share an uplink equally; downlinks and zones' links take blocks in the order they left. A
+//!   connection's next block begins to leave when the one before is in at the other end, so a busy receiver holds up its
+//!   own connections and no others. Control messages take their bytes from busy links, and wait for the block their
+//!   connection is sending. Rates are of payload; TCP's own headers and ramp-up are not simulated.
+//! - **Connections**: a handshake of two round trips; messages keep their order.
+//! - **Agents**: want some blobs, and fetch a few at a time in order. Some may take and never give.
+//! - **Tracker**: hears announces, hands out random peers, most of them near, and forgets the dead only when their lease is
+//!   over. **Store**: verifying a piece takes a fixed time. **Origin**: has the blobs, or gets them from upstream piece by
+//!   piece.
+//! - **Faults**: nodes that crash or vanish, nodes that lose all connections at once.
 //!
 //! It must not know how the swarm decides anything: it sees inputs and outputs only.
 
 pub mod cli;
 mod link;
+mod named;
 mod node;
 mod queue;
 mod report;
 mod scenario;
+mod settings;
 mod trace;
 mod tracker;
+mod uplink;
 mod world;
 
-pub use report::Report;
-pub use scenario::{Arrivals, Fault, FaultKind, Rates, Scenario, ScenarioError};
+pub use named::{Named, NoSuchName, Size};
+pub use report::{GroupReport, Percentiles, Report};
+pub use scenario::{Arrivals, Fault, FaultKind, Group, Rates, Scenario, ScenarioError, Zones};
+pub use settings::{SettingError, Value};
 pub use world::run;

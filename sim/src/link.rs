@@ -1,76 +1,20 @@
-//! The network: each node's uplink and downlink, and the connections between nodes.
+//! The network beyond a node's uplink: downlinks, links between zones, and the connections between nodes.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use shoal_meta::BlockRef;
-use shoal_swarm::wire::{BLOCK_HEADER_LENGTH, HEADER_LENGTH, Message};
-use shoal_swarm::{Time, TorrentKey};
+use shoal_swarm::Time;
+use shoal_swarm::wire::{HEADER_LENGTH, Message};
 
 /// How long a link of `rate` bytes per second takes for this many bytes.
 pub(crate) fn transfer_time(bytes: u64, rate: u64) -> Duration {
-    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate.max(1))
 }
 
-/// A block on its way out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) conn: u32,
-    pub(crate) torrent: TorrentKey,
-    pub(crate) block: BlockRef,
-}
-
-/// Serves one block at a time, first come, first served.
-#[derive(Debug)]
-pub(crate) struct Uplink {
-    rate: u64,
-    waiting: VecDeque<Outgoing>,
-    serving: Option<(Outgoing, Time)>,
-    /// Bytes of control messages that went out since the last block began.
-    control_bytes: u64,
-    /// Payload bytes served.
-    pub(crate) sent_bytes: u64,
-}
-
-impl Uplink {
-    pub(crate) fn new(rate: u64) -> Self {
-        Self { rate, waiting: VecDeque::new(), serving: None, control_bytes: 0, sent_bytes: 0 }
-    }
-
-    pub(crate) fn push(&mut self, outgoing: Outgoing) {
-        self.waiting.push_back(outgoing);
-    }
-
-    /// A control message goes out: it takes its bytes from a busy uplink.
-    pub(crate) fn control(&mut self, bytes: u64) {
-        if self.serving.is_some() {
-            self.control_bytes += bytes;
-        }
-    }
-
-    /// Begins the next block for which `wanted` holds, if idle; gives the time it will have left.
-    pub(crate) fn begin(&mut self, now: Time, wanted: impl Fn(&Outgoing) -> bool) -> Option<Time> {
-        if self.serving.is_some() {
-            return None;
-        }
-        let next = std::iter::from_fn(|| self.waiting.pop_front()).find(wanted)?;
-        self.serving = Some((next, now));
-        let header = (HEADER_LENGTH + BLOCK_HEADER_LENGTH) as u64;
-        let bytes = u64::from(next.block.length) + header + std::mem::take(&mut self.control_bytes);
-        Some(now + transfer_time(bytes, self.rate))
-    }
-
-    /// Ends the block in service; gives it and the time it began.
-    pub(crate) fn end(&mut self) -> Option<(Outgoing, Time)> {
-        let served = self.serving.take()?;
-        self.sent_bytes += u64::from(served.0.block.length);
-        Some(served)
-    }
-}
-
-/// Takes in one block at a time, in the order they left their senders.
-#[derive(Debug)]
+/// A link that many senders share: a node's downlink, or a zone's link to the others.
+///
+/// It takes blocks in the order they left their senders, and works on each from when it began to leave: as fast as if the
+/// blocks shared it, for a sender's next block leaves only when the one before is in.
+#[derive(Clone, Debug)]
 pub(crate) struct Downlink {
     rate: u64,
     free_at: Time,
@@ -81,10 +25,17 @@ impl Downlink {
         Self { rate, free_at: Time::ZERO }
     }
 
-    /// A block that began to leave its sender at `began` has left it now; gives the time it is in, latency aside.
+    /// A block that began to leave its sender at `began` is here at `now`; gives the time it is in, latency aside.
     pub(crate) fn take(&mut self, now: Time, began: Time, bytes: u64) -> Time {
         self.free_at = self.free_at.max(began) + transfer_time(bytes, self.rate);
         self.free_at.max(now)
+    }
+
+    /// A control message comes in: it takes its bytes from a busy link.
+    pub(crate) fn control(&mut self, now: Time, bytes: u64) {
+        if self.free_at > now {
+            self.free_at += transfer_time(bytes, self.rate);
+        }
     }
 }
 
@@ -93,6 +44,10 @@ impl Downlink {
 pub(crate) struct Link {
     pub(crate) nodes: [u32; 2],
     pub(crate) ends: [End; 2],
+    /// Whether its nodes are in different zones.
+    pub(crate) far: bool,
+    /// When the last block that left each end is in: the next begins to leave then.
+    pub(crate) clear_at: [Time; 2],
 }
 
 /// What one end of a connection knows.
@@ -107,8 +62,8 @@ pub(crate) enum End {
 }
 
 impl Link {
-    pub(crate) fn dial(from: u32, to: u32) -> Self {
-        Self { nodes: [from, to], ends: [End::Handshake; 2] }
+    pub(crate) fn dial(from: u32, to: u32, far: bool) -> Self {
+        Self { nodes: [from, to], ends: [End::Handshake; 2], far, clear_at: [Time::ZERO; 2] }
     }
 
     /// Which end a node is at.
@@ -172,5 +127,14 @@ mod tests {
     fn a_slow_downlink_holds_a_block_back() {
         let mut downlink = Downlink::new(MIB / 2);
         assert_eq!(downlink.take(at(1000), at(0), MIB), at(2000));
+    }
+
+    #[test]
+    fn control_messages_take_their_bytes_from_a_busy_downlink_only() {
+        let mut downlink = Downlink::new(MIB);
+        downlink.control(at(0), MIB);
+        assert_eq!(downlink.take(at(1000), at(0), MIB), at(1000));
+        downlink.control(at(500), MIB);
+        assert_eq!(downlink.take(at(2000), at(1000), MIB), at(3000));
     }
 }

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use shoal_meta::{Bitfield, Geometry, PeerId, PeerInfo, Role, Topology};
+use shoal_swarm::wire::Alias;
 use shoal_swarm::{ReaderId, Swarm, Time, TorrentKey};
 
-use crate::link::{Downlink, Uplink};
-use crate::scenario::Scenario;
+use crate::link::Downlink;
+use crate::scenario::{Group, Scenario};
+use crate::uplink::Uplink;
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -14,13 +16,21 @@ pub(crate) struct Node {
     pub(crate) swarm: Swarm,
     pub(crate) up: Uplink,
     pub(crate) down: Downlink,
-    /// The blob's torrent, while open.
-    pub(crate) torrent: Option<TorrentKey>,
-    /// Pieces verified and on disk.
-    pub(crate) have: Bitfield,
-    /// The reader and the piece it waits for.
-    pub(crate) reader: Option<(ReaderId, u32)>,
+    /// What the node has of each blob.
+    pub(crate) blobs: Vec<Holding>,
+    /// Blobs asked for so far, from the first.
+    pub(crate) begun: usize,
+    /// Blobs that are whole here.
+    pub(crate) whole: usize,
+    /// The place of its group in the scenario; the origin's is that of the first.
+    pub(crate) group: usize,
+    pub(crate) zone: u32,
+    /// Whether it serves others.
+    pub(crate) gives: bool,
     pub(crate) arrived_at: Time,
+    /// When it had the first piece of the first blob: what a reader waits for.
+    pub(crate) first_at: Option<Time>,
+    /// When it had every blob.
     pub(crate) completed_at: Option<Time>,
     /// When the one pending wake-up is due.
     pub(crate) wake_at: Option<Time>,
@@ -31,9 +41,20 @@ pub(crate) struct Node {
     pub(crate) duplicate_bytes: u64,
 }
 
+/// What a node has of one blob.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    /// The blob's torrent, while open.
+    pub(crate) torrent: Option<TorrentKey>,
+    /// Pieces verified and on disk.
+    pub(crate) have: Bitfield,
+    /// The reader and the piece it waits for.
+    pub(crate) reader: Option<(ReaderId, u32)>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
-    /// Does not want the blob yet; left on arrival.
+    /// Does not want the blobs yet; left on arrival.
     Away,
     /// Takes part; left by a crash.
     Live,
@@ -42,17 +63,26 @@ pub(crate) enum State {
 }
 
 impl Node {
-    pub(crate) fn new(scenario: &Scenario, geometry: &Geometry, node: u32) -> Self {
-        let rates = scenario.rates_of(node);
+    pub(crate) fn origin(scenario: &Scenario, geometries: &[Geometry]) -> Self {
+        let like = Group { rates: scenario.origin_rates, gives: true, ..scenario.groups[0].clone() };
+        Self::new(scenario, geometries, 0, 0, &like)
+    }
+
+    pub(crate) fn new(scenario: &Scenario, geometries: &[Geometry], node: u32, group: usize, like: &Group) -> Self {
+        let blob = |geometry| Holding { torrent: None, have: Bitfield::empty(geometry), reader: None };
         Self {
             state: State::Away,
             swarm: Swarm::new(scenario.swarm.clone(), peer_info(scenario, node), mix(scenario.seed, node)),
-            up: Uplink::new(rates.up),
-            down: Downlink::new(rates.down),
-            torrent: None,
-            have: Bitfield::empty(geometry),
-            reader: None,
+            up: Uplink::new(like.rates.up),
+            down: Downlink::new(like.rates.down),
+            blobs: geometries.iter().map(blob).collect(),
+            begun: 0,
+            whole: 0,
+            group,
+            zone: scenario.zone_of(node),
+            gives: like.gives,
             arrived_at: Time::ZERO,
+            first_at: None,
             completed_at: None,
             wake_at: None,
             touched: false,
@@ -63,6 +93,16 @@ impl Node {
 
     pub(crate) fn is_live(&self) -> bool {
         self.state == State::Live
+    }
+
+    /// The blob of an open torrent.
+    pub(crate) fn blob_of(&self, torrent: TorrentKey) -> Option<usize> {
+        self.blobs.iter().position(|blob| blob.torrent == Some(torrent))
+    }
+
+    /// The blob of an open torrent, by what this node's messages call it.
+    pub(crate) fn blob_named(&self, alias: Alias) -> Option<usize> {
+        self.blobs.iter().position(|blob| blob.torrent.is_some_and(|torrent| torrent.alias() == alias))
     }
 }
 
@@ -78,11 +118,12 @@ fn peer_info(scenario: &Scenario, node: u32) -> PeerInfo {
     id[..8].copy_from_slice(&mix(!scenario.seed, node).to_be_bytes());
     id[12..].copy_from_slice(&node.to_be_bytes());
     let [_, a, b, c] = node.to_be_bytes();
+    let zone = scenario.zones.map(|_| format!("zone-{}", scenario.zone_of(node))).unwrap_or_default();
     PeerInfo {
         id: PeerId(id),
         address: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, a, b, c)), 5051),
         role: if node == 0 { Role::Origin } else { Role::Agent },
-        topology: Topology::default(),
+        topology: Topology { zone, rack: String::new() },
     }
 }
 

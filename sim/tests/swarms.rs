@@ -5,20 +5,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use shoal_sim::cli::Args;
-use shoal_sim::{Fault, FaultKind, Rates, Report, Scenario, run};
+use shoal_sim::{Arrivals, Fault, FaultKind, Named, Rates, Report, Scenario, Value, run};
 
 const MIB: u64 = 1 << 20;
 
 /// 16 checked nodes at 100 Mbit/s, 32 MiB in 128 pieces.
 fn small() -> Scenario {
-    let rates = Rates::equal(12_500_000);
-    Scenario {
-        blob_length: 32 * MIB,
-        rates: vec![rates],
-        origin_rates: rates,
-        check_invariants: true,
-        ..Scenario::default()
-    }
+    Scenario { check_invariants: true, ..Scenario::crowd(16, 32 * MIB, 12_500_000) }
 }
 
 fn play(scenario: &Scenario) -> Report {
@@ -37,7 +30,7 @@ fn sixteen_nodes_complete_near_the_optimum() {
 
 #[test]
 fn one_node_alone_takes_the_blob_at_line_rate() {
-    let report = play(&Scenario { nodes: 1, ..small() });
+    let report = play(&Scenario { check_invariants: true, ..Scenario::crowd(1, 32 * MIB, 12_500_000) });
     assert!(report.ratio_last < 1.02, "{report:?}");
 }
 
@@ -52,7 +45,7 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
 #[test]
 fn crashed_nodes_do_not_stop_the_others() {
     let mut scenario = small();
-    scenario.add_random_faults(FaultKind::Crash, 0.25, Duration::from_secs(2));
+    scenario.add_random_faults(&[FaultKind::Crash], 0.25, Duration::from_secs(2));
     let report = play(&scenario);
     assert_eq!((report.crashed, report.completed), (4, 12));
 }
@@ -60,7 +53,7 @@ fn crashed_nodes_do_not_stop_the_others() {
 #[test]
 fn a_vanished_node_does_not_stop_the_others() {
     let mut scenario = small();
-    scenario.add_random_faults(FaultKind::Vanish, 0.1, Duration::from_secs(2));
+    scenario.add_random_faults(&[FaultKind::Vanish], 0.1, Duration::from_secs(2));
     assert_eq!(play(&scenario).completed, 14);
 }
 
@@ -76,14 +69,15 @@ fn the_origin_may_die_once_a_copy_is_out() {
 #[test]
 fn nodes_that_lose_their_connections_recover() {
     let mut scenario = small();
-    scenario.add_random_faults(FaultKind::CutConnections, 0.5, Duration::from_secs(2));
+    scenario.add_random_faults(&[FaultKind::CutConnections], 0.5, Duration::from_secs(2));
     play(&scenario);
 }
 
 #[test]
 fn late_nodes_catch_up() {
-    let arrivals = shoal_sim::Arrivals::Spread(Duration::from_secs(10));
-    play(&Scenario { arrivals, ..small() });
+    let mut scenario = small();
+    scenario.groups[0].arrivals = Arrivals { within: Duration::from_secs(10), ..Arrivals::default() };
+    play(&scenario);
 }
 
 #[test]
@@ -101,7 +95,7 @@ fn readers_cost_the_swarm_little() {
 #[test]
 fn few_connections_are_enough() {
     let swarm = shoal_swarm::Config { connections_soft_max: 6, connections_max: 8, ..Default::default() };
-    play(&Scenario { nodes: 40, blob_length: 8 * MIB, swarm, ..small() });
+    play(&Scenario { swarm, check_invariants: true, ..Scenario::crowd(40, 8 * MIB, 12_500_000) });
 }
 
 #[test]
@@ -112,12 +106,10 @@ fn checked_mode_fails_a_run_that_does_not_complete() {
 
 #[test]
 fn a_slow_node_does_not_slow_the_others() {
-    let fast = Rates::equal(12_500_000);
-    let mut rates = vec![fast; 16];
-    rates[7] = Rates::equal(1_250_000);
-    let report = play(&Scenario { rates, ..small() });
-    let alone = 32.0 * MIB as f64 / 12_500_000.0;
-    assert!(report.seconds_median < 1.3 * alone, "{report:?}");
+    let mut scenario = small();
+    scenario.split("slow", 1).rates = Rates::equal(1_250_000);
+    let report = play(&scenario);
+    assert!(report.groups[0].ratio_median < 1.3, "{report:?}");
 }
 
 /// Arguments that a failing test prints as the command that replays it.
@@ -130,27 +122,32 @@ impl fmt::Debug for Replay {
 }
 
 fn replays() -> impl Strategy<Value = Replay> {
-    let swarm = (1..14u32, 1..24 * MIB, any::<u64>(), prop_oneof![Just(None), (16..21u32).prop_map(|n| Some(1 << n))]);
+    let named = prop::sample::select(&Named::ALL[..]);
+    let piece_length = prop_oneof![Just(None), (16..21u32).prop_map(|n| Some(1 << n))];
+    let swarm = (named, 1..14u32, 1..24 * MIB, any::<u64>(), piece_length);
     let network = (1_000_000..50_000_000u64, prop::option::of(1_000_000..90_000_000u64), 50..20_000u64);
-    let course = (prop::option::of(500_000..20_000_000u64), prop_oneof![Just(0), 0..4000u64], any::<bool>());
+    let course = (prop::option::of(500_000..20_000_000u64), prop::option::of(0..4000u64), any::<[bool; 2]>());
     let faults = (prop_oneof![Just(0.0), 0.0..0.5], prop_oneof![Just(0.0), 0.0..1.0], prop::option::of(0..4000u64));
     (swarm, network, course, faults).prop_map(|(swarm, network, course, faults)| {
-        let ((nodes, blob_length, seed, piece_length), (rate, origin_rate, latency_us)) = (swarm, network);
-        let ((upstream_rate, arrivals_ms, readers), (crash_share, cut_share, origin_crash_ms)) = (course, faults);
+        let ((named, nodes, blob_length, seed, piece_length), (rate, origin_rate, latency_us)) = (swarm, network);
+        let ((upstream_rate, arrivals_ms, [readers, sockets_buffer]), (crash_share, cut_share, origin_crash_ms)) =
+            (course, faults);
+        let flag = |key: &str, on: bool| (key.to_owned(), Value::Word(on.to_string()));
         Replay(Args {
-            nodes,
-            blob_length,
+            named,
+            nodes: Some(nodes),
+            blob_length: Some(blob_length),
             piece_length,
             seed,
-            rate,
+            rate: Some(rate),
             origin_rate,
             upstream_rate,
-            latency_us,
+            latency: Some(Duration::from_micros(latency_us)),
             arrivals_ms,
             crash_share,
             cut_share,
             origin_crash_ms,
-            readers,
+            settings: vec![flag("readers", readers), flag("sockets_buffer", sockets_buffer)],
             check: true,
             json: false,
         })
@@ -163,6 +160,6 @@ proptest! {
     /// Checked mode panics when an invariant is broken or a node that can complete does not.
     #[test]
     fn no_small_swarm_breaks_a_rule_or_gets_stuck(replay in replays()) {
-        run(&replay.0.scenario()).unwrap();
+        run(&replay.0.scenario().unwrap()).unwrap();
     }
 }

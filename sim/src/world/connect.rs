@@ -5,7 +5,8 @@ use std::time::Duration;
 use shoal_meta::PeerInfo;
 use shoal_swarm::{ConnId, DisconnectReason};
 
-use super::{Happening, ORIGIN, World, side};
+use super::traffic::side;
+use super::{Happening, ORIGIN, World};
 use crate::link::{End, Link};
 use crate::node::{State, node_of};
 
@@ -16,8 +17,10 @@ impl World<'_> {
     /// Sets out: SYN, SYN-ACK and Hello take three ways to the node dialled.
     pub(super) fn dial(&mut self, node: u32, peer: &PeerInfo) {
         let conn = u32::try_from(self.links.len()).expect("fewer than 2^32 dials in a run");
-        self.links.push(Link::dial(node, node_of(&peer.id)));
-        self.push_after(self.scenario.latency * 3, Happening::Dial { conn });
+        let to = node_of(&peer.id);
+        let far = self.nodes[node as usize].zone != self.nodes[to as usize].zone;
+        self.links.push(Link::dial(node, to, far));
+        self.push_after(self.latency_of(conn) * 3, Happening::Dial { conn });
     }
 
     /// Arrives: the node dialled is connected, and its Hello takes one more way back.
@@ -25,7 +28,7 @@ impl World<'_> {
         let link = &mut self.links[conn as usize];
         let [from, to] = link.nodes;
         if link.ends[1] == End::Closed || !self.nodes[to as usize].is_live() {
-            self.push_after(self.scenario.latency, Happening::DialFailed { conn });
+            self.push_after(self.latency_of(conn), Happening::DialFailed { conn });
             return;
         }
         if !self.nodes[from as usize].is_live() {
@@ -34,7 +37,7 @@ impl World<'_> {
         }
         self.connections += 1;
         link.ends[1] = End::Open;
-        self.push_after(self.scenario.latency, Happening::Connected { conn });
+        self.push_after(self.latency_of(conn), Happening::Connected { conn });
         let peer = self.nodes[from as usize].swarm.me().clone();
         self.nodes[to as usize].swarm.handle_connected(self.now, ConnId(u64::from(conn)), peer, false);
         self.touch(to);
@@ -45,7 +48,7 @@ impl World<'_> {
         let [from, to] = link.nodes;
         if !self.nodes[from as usize].is_live() {
             link.ends[0] = End::Closed;
-            self.push_after(self.scenario.latency, Happening::Closed { conn, end: 1 });
+            self.push_closed(conn, 1, self.latency_of(conn));
             return;
         }
         if link.ends[0] == End::Closed {
@@ -76,17 +79,15 @@ impl World<'_> {
         }
         *self.disconnects.entry(format!("{reason:?}")).or_default() += 1;
         let conn = u32::try_from(conn.0).unwrap_or(u32::MAX);
-        let link = &mut self.links[conn as usize];
-        let end = link.end_of(node);
-        link.ends[end] = End::Closed;
-        self.push_closed(conn, 1 - end, self.scenario.latency);
+        let end = self.links[conn as usize].end_of(node);
+        self.close_end(conn, end);
+        self.push_closed(conn, 1 - end, self.latency_of(conn));
     }
 
     /// One end learns that the connection is gone.
     pub(super) fn closed(&mut self, conn: u32, end: usize) {
         let node = self.open_end(conn, end);
-        let link = &mut self.links[conn as usize];
-        link.ends[end] = End::Closed;
+        self.close_end(conn, end);
         if let Some(node) = node {
             self.nodes[node as usize].swarm.handle_disconnected(self.now, ConnId(u64::from(conn)));
             self.touch(node);
@@ -109,7 +110,7 @@ impl World<'_> {
         for (conn, end) in self.ends_at(node) {
             self.links[conn as usize].ends[end] = End::Closed;
             if self.links[conn as usize].ends[1 - end] != End::Closed {
-                self.push_closed(conn, 1 - end, notice);
+                self.push_closed(conn, 1 - end, notice.max(self.latency_of(conn)));
             }
         }
     }

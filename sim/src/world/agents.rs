@@ -1,0 +1,203 @@
+//! What nodes do, and what tracker and origin answer: arrivals, announces, torrents opened, pieces verified.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use shoal_meta::{Bitfield, Digest, PieceIndex};
+use shoal_swarm::{OpenTorrent, TorrentKey};
+
+use super::{Answer, Blob, Happening, ORIGIN, World, slot};
+use crate::link::transfer_time;
+use crate::node::State;
+
+impl World<'_> {
+    pub(super) fn begin(&mut self) {
+        self.nodes[ORIGIN as usize].state = State::Live;
+        for blob in 0..self.blobs.len() {
+            if self.scenario.upstream_rate.is_none() {
+                let state = &mut self.blobs[blob];
+                state.known = state.geometry.piece_count();
+                self.nodes[ORIGIN as usize].blobs[blob].have = Bitfield::full(&state.geometry);
+            }
+            self.open(ORIGIN, blob, self.blobs[blob].known);
+        }
+        self.touch(ORIGIN);
+        for node in 1..=self.scenario.nodes() {
+            let arrivals = self.scenario.groups[self.nodes[node as usize].group].arrivals;
+            let within = match arrivals.within {
+                Duration::ZERO => Duration::ZERO,
+                within => within.mul_f64(self.rng.random_range(0.0..1.0)),
+            };
+            self.queue.push_at(self.now + arrivals.after + within, Happening::Arrive(node));
+        }
+        for (index, fault) in (0u32..).zip(&self.scenario.faults) {
+            self.queue.push_at(self.now + fault.at, Happening::Fault(index));
+        }
+    }
+
+    pub(super) fn arrive(&mut self, node: u32) {
+        let state = &mut self.nodes[node as usize];
+        if state.state != State::Away {
+            return;
+        }
+        state.state = State::Live;
+        state.arrived_at = self.now;
+        self.ask_for_more(node);
+    }
+
+    /// Asks for the next blobs in order, as many as an agent fetches at a time.
+    fn ask_for_more(&mut self, node: u32) {
+        let state = &mut self.nodes[node as usize];
+        let from = state.begun;
+        state.begun = self.blobs.len().min(state.whole + self.scenario.parallel);
+        for blob in from..state.begun {
+            self.push_after(self.scenario.latency, Happening::Announce { node, blob: slot(blob) });
+        }
+    }
+
+    pub(super) fn announced(&mut self, node: u32, blob: u32) {
+        let state = &mut self.blobs[blob as usize];
+        if self.scenario.upstream_rate.is_some() && !state.begun {
+            state.begun = true;
+            self.fetch_next(blob);
+        }
+        if self.nodes[node as usize].is_live() {
+            let state = &mut self.blobs[blob as usize];
+            let zone = self.nodes[node as usize].zone;
+            let peers = state.tracker.announce(node, zone, self.scenario.handout_max, &mut self.rng);
+            let answer = self.answers.insert(Answer { blob, peers, known: state.known });
+            self.push_after(self.scenario.latency, Happening::Answer { node, answer: slot(answer) });
+        }
+    }
+
+    pub(super) fn answered(&mut self, node: u32, answer: u32) {
+        let Answer { blob, peers, known } = self.answers.remove(answer as usize);
+        let held = &self.nodes[node as usize].blobs[blob as usize];
+        if !self.nodes[node as usize].is_live() || held.have.is_full() {
+            return;
+        }
+        if held.torrent.is_none() {
+            self.open(node, blob as usize, known);
+        }
+        let infos: Vec<_> = peers.iter().map(|&peer| self.nodes[peer as usize].swarm.me().clone()).collect();
+        let state = &mut self.nodes[node as usize];
+        if let Some(torrent) = state.blobs[blob as usize].torrent {
+            state.swarm.add_peers(self.now, torrent, &infos);
+        }
+        self.touch(node);
+        self.push_after(self.scenario.announce_interval, Happening::Announce { node, blob });
+    }
+
+    pub(super) fn end_lease(&mut self, node: u32) {
+        let zone = self.nodes[node as usize].zone;
+        self.blobs.iter_mut().for_each(|blob| blob.tracker.expire(node, zone));
+    }
+
+    /// Opens a blob's torrent at a node, with what its store holds.
+    fn open(&mut self, node: u32, blob: usize, known: u32) {
+        let Self { nodes, blobs, scenario, now, .. } = self;
+        let (state, blob) = (&mut nodes[node as usize], (&blobs[blob], blob));
+        let held = &mut state.blobs[blob.1];
+        let open = OpenTorrent {
+            digest: blob.0.digest,
+            geometry: blob.0.geometry,
+            have: held.have.clone(),
+            known,
+            super_seed: node == ORIGIN,
+        };
+        held.torrent = state.swarm.open(*now, open);
+        let first = blob.0.geometry.piece(0).filter(|_| scenario.readers && node != ORIGIN && !held.have.is_full());
+        if let (Some(torrent), Some(first)) = (held.torrent, first) {
+            held.reader = state.swarm.add_reader(*now, torrent, first).map(|reader| (reader, 0));
+        }
+    }
+
+    /// The blob of a digest, if a node has all of it.
+    pub(super) fn holds(&self, node: u32, digest: &Digest) -> Option<usize> {
+        let blob = self.blobs.iter().position(|blob| blob.digest == *digest)?;
+        self.nodes[node as usize].blobs[blob].have.is_full().then_some(blob)
+    }
+
+    /// Opens a torrent that a peer takes part in, if the node has all of it; tells whether.
+    pub(super) fn reopen(&mut self, node: u32, digest: &Digest) -> bool {
+        let Some(blob) = self.holds(node, digest) else { return false };
+        let closed = self.nodes[node as usize].blobs[blob].torrent.is_none();
+        if closed {
+            self.open(node, blob, self.blobs[blob].geometry.piece_count());
+        }
+        closed
+    }
+
+    /// The origin asks upstream for the next piece of a blob, behind what it asked for before.
+    fn fetch_next(&mut self, blob: u32) {
+        let Blob { geometry, known, .. } = &self.blobs[blob as usize];
+        let (Some(next), Some(rate)) = (geometry.piece(*known), self.scenario.upstream_rate) else { return };
+        let delay = transfer_time(u64::from(geometry.length_of(next)), rate);
+        self.upstream_free_at = self.upstream_free_at.max(self.now) + delay;
+        self.queue.push_at(self.upstream_free_at, Happening::Upstream { blob });
+    }
+
+    pub(super) fn upstream(&mut self, blob: u32) {
+        let (origin, state) = (&mut self.nodes[ORIGIN as usize], &mut self.blobs[blob as usize]);
+        let Some(piece) = state.geometry.piece(state.known).filter(|_| origin.is_live()) else { return };
+        state.known += 1;
+        let held = &mut origin.blobs[blob as usize];
+        held.have.insert(piece);
+        if let Some(torrent) = held.torrent {
+            origin.swarm.set_known(self.now, torrent, state.known);
+            origin.swarm.add_piece(self.now, torrent, piece);
+        }
+        let known = state.known;
+        self.touch(ORIGIN);
+        self.push_after(self.scenario.latency, Happening::Known { blob, known });
+        self.fetch_next(blob);
+    }
+
+    pub(super) fn hashes_known(&mut self, blob: u32, known: u32) {
+        for node in 1..=self.scenario.nodes() {
+            let state = &mut self.nodes[node as usize];
+            if let (true, Some(torrent)) = (state.is_live(), state.blobs[blob as usize].torrent) {
+                state.swarm.set_known(self.now, torrent, known);
+                self.touch(node);
+            }
+        }
+    }
+
+    pub(super) fn verified(&mut self, node: u32, torrent: TorrentKey, piece: PieceIndex) {
+        let state = &mut self.nodes[node as usize];
+        let Some(blob) = state.blob_of(torrent).filter(|_| state.is_live()) else { return };
+        state.swarm.handle_verified(self.now, torrent, piece, true);
+        state.blobs[blob].have.insert(piece);
+        if (blob, piece.get()) == (0, 0) {
+            state.first_at = Some(self.now);
+        }
+        self.move_reader(node, blob, torrent);
+        let state = &mut self.nodes[node as usize];
+        if state.blobs[blob].have.is_full() {
+            state.whole += 1;
+            if state.whole == state.blobs.len() {
+                state.completed_at = Some(self.now);
+                self.waiting -= 1;
+            }
+            self.ask_for_more(node);
+        }
+        self.touch(node);
+    }
+
+    fn move_reader(&mut self, node: u32, blob: usize, torrent: TorrentKey) {
+        let state = &mut self.nodes[node as usize];
+        let held = &mut state.blobs[blob];
+        let Some((reader, at)) = held.reader else { return };
+        match held.have.first_missing(at).and_then(|missing| self.blobs[blob].geometry.piece(missing)) {
+            Some(missing) if missing.get() != at => {
+                state.swarm.move_reader(self.now, torrent, reader, missing);
+                held.reader = Some((reader, missing.get()));
+            }
+            Some(_) => {}
+            None => {
+                state.swarm.remove_reader(torrent, reader);
+                held.reader = None;
+            }
+        }
+    }
+}
