@@ -1,7 +1,7 @@
 //! A node of the lab: network, mount and process namespaces of its own, and a shaped link to the hub. Made by
 //! [`crate::lab`]; starts programs for the modules above.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,6 +96,23 @@ impl Node {
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         Path::new(RUN_DIR).join(&self.name)
+    }
+
+    /// Its network namespace, for a thread that enters it.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn network(&self) -> Result<File> {
+        let path = format!("/run/netns/{PREFIX}{}", self.name);
+        File::open(&path).context(path)
+    }
+
+    /// What /proc says of the process namespace of each of its processes, and of no other.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn pid_namespace(&self) -> Result<PathBuf> {
+        fs::read_link(format!("/proc/{}/ns/pid", self.first_pid)).context("process namespace of a node")
     }
 
     /// A command that will run on this node.
