@@ -62,6 +62,17 @@ pub struct Traffic {
     pub sent_bytes: u64,
 }
 
+impl Traffic {
+    /// What was carried since an earlier look.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            received_bytes: self.received_bytes - earlier.received_bytes,
+            sent_bytes: self.sent_bytes - earlier.sent_bytes,
+        }
+    }
+}
+
 /// One machine of the lab.
 #[derive(Debug)]
 pub struct Node {

@@ -48,14 +48,14 @@ pub(super) struct NodeCost {
     pub(super) anon_peak_bytes: u64,
     /// Bytes its link carried, with the headers the kernel counts: one for each offloaded packet.
     pub(super) traffic: Traffic,
-    /// Bytes received by each look, [`LOOK_EVERY`] apart.
-    pub(super) received_bytes_by_look: Vec<u64>,
+    /// What its link had carried by each look, [`LOOK_EVERY`] apart.
+    pub(super) traffic_by_look: Vec<Traffic>,
 }
 
 #[derive(Debug, Default, Clone)]
 struct Seen {
     anon_peak_bytes: u64,
-    received_bytes: Vec<u64>,
+    traffic: Vec<Traffic>,
 }
 
 #[derive(Debug)]
@@ -103,11 +103,8 @@ impl Meter {
             nodes.push(NodeCost {
                 cpu_seconds: to_f64(ticks) / to_f64(rustix::param::clock_ticks_per_second()),
                 anon_peak_bytes: seen.anon_peak_bytes,
-                traffic: Traffic {
-                    received_bytes: last.received_bytes - first.received_bytes,
-                    sent_bytes: last.sent_bytes - first.sent_bytes,
-                },
-                received_bytes_by_look: seen.received_bytes.iter().map(|bytes| bytes - first.received_bytes).collect(),
+                traffic: last.since(first),
+                traffic_by_look: seen.traffic.iter().map(|traffic| traffic.since(first)).collect(),
             });
         }
         let (first, last) = (self.before.machine, after.machine);
@@ -165,7 +162,7 @@ fn look(nodes: &[Arc<Node>], pids: &[Vec<u32>], stopping: &AtomicBool) -> Vec<Se
         for ((seen, node), pids) in all.iter_mut().zip(nodes).zip(pids) {
             let anon = pids.iter().filter_map(|pid| anon_bytes(*pid)).sum();
             seen.anon_peak_bytes = seen.anon_peak_bytes.max(anon);
-            seen.received_bytes.extend(node.traffic().map(|traffic| traffic.received_bytes));
+            seen.traffic.extend(node.traffic());
         }
         std::thread::sleep(LOOK_EVERY.saturating_sub(looked_at.elapsed()));
     }

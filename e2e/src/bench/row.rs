@@ -7,6 +7,7 @@ use super::case::{Case, Start, to_f64};
 use super::meter::Cost;
 use super::pull::Pulled;
 use crate::image::Image;
+use crate::node::Traffic;
 
 /// A run with less of the machine idle than this, or more in foreign programs, says little.
 const IDLE_SHARE_MIN: f64 = 0.1;
@@ -128,10 +129,12 @@ impl Row {
             json!({ "seconds": pull.seconds, "first_byte": pull.first_byte, "blobs_asked_first_done": blobs })
         });
         let nodes = self.cost.nodes.iter().map(|node| {
+            let looks = |of: fn(&Traffic) -> u64| node.traffic_by_look.iter().map(of).collect::<Vec<_>>();
             json!({
                 "cpu_seconds": node.cpu_seconds, "anon_peak_bytes": node.anon_peak_bytes,
                 "received_bytes": node.traffic.received_bytes, "sent_bytes": node.traffic.sent_bytes,
-                "received_bytes_each_100_ms": node.received_bytes_by_look,
+                "received_bytes_each_100_ms": looks(|traffic| traffic.received_bytes),
+                "sent_bytes_each_100_ms": looks(|traffic| traffic.sent_bytes),
             })
         });
         json!({

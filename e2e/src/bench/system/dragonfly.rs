@@ -44,13 +44,12 @@ fn start_scheduler(node: &Node) -> Result<Process> {
 
 fn start_dfdaemon(node: &Node, scheduler: &Node, seed: bool) -> Result<Process> {
     let (dir, run_dir, name, ip) = (node.dir().display(), node.run_dir().display().to_string(), node.name(), node.ip());
-    let seed = if seed { "seedPeer: {enable: true, type: super}\n" } else { "" };
     let config = node.dir().join("dfdaemon.yaml");
     let text = format!(
         "host: {{hostname: {name}, ip: {ip}}}\n\
          server: {{pluginDir: {dir}/plugins, cacheDir: {dir}/cache}}\n\
          download: {{server: {{socketPath: {run_dir}/dfdaemon.sock}}}}\n\
-         storage: {{dir: {dir}/storage}}\n{seed}\
+         storage: {{dir: {dir}/storage}}\nseedPeer: {{enable: {seed}, type: super}}\n\
          proxy:\n  server: {{port: {PROXY_PORT}}}\n  rules: [{{regex: 'blobs/sha256.*'}}]\n  \
          registryMirror: {{addr: 'http://{HOST}'}}\n",
     );
