@@ -145,8 +145,6 @@ pub(super) fn to_f64(number: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     #[test]

@@ -17,15 +17,16 @@ pub(super) fn table(rows: &[Row], direct: Option<Direct>) -> String {
     let Some(first) = rows.first() else { return String::new() };
     let case = first.case;
     let mut text = format!("`{case}`: {}; the bound is {:.2} s.\n\n", case.describe(), first.bound);
-    let (names, figures): (&str, fn(&Row, Option<Direct>) -> String) = match case.start {
-        Start::Alone => ("seconds | over direct | first byte, ms | later than direct, ms", alone),
-        Start::Cold | Start::Warm => ("min | median | p95 | max | last, s", swarm),
+    let names = match case.start {
+        Start::Alone => "seconds | over direct | first byte, ms | later than direct, ms",
+        Start::Cold | Start::Warm => "min | median | p95 | max | last, s",
     };
     let costs = "registry copies | origin copies | received copies | twice | CPU-s a node | anon MiB | idle";
     let columns = names.split('|').chain(costs.split('|')).count();
     let _infallible = writeln!(text, "| system | {names} | {costs} |\n|{}", " --- |".repeat(columns + 1));
     for row in rows {
-        let _infallible = writeln!(text, "| {} | {} | {} |", row.system, figures(row, direct), costs_of(row));
+        let times = if case.start == Start::Alone { alone(row, direct) } else { swarm(row) };
+        let _infallible = writeln!(text, "| {} | {times} | {} |", row.system, costs_of(row));
     }
     for line in rows.iter().flat_map(Row::doubts) {
         let _infallible = write!(text, "\nDoubtful: {line}.");
@@ -36,7 +37,7 @@ pub(super) fn table(rows: &[Row], direct: Option<Direct>) -> String {
     text.trim_end().to_owned() + "\n\n"
 }
 
-fn swarm(row: &Row, _direct: Option<Direct>) -> String {
+fn swarm(row: &Row) -> String {
     let ratios = [0.0, 0.5, 0.95, 1.0].map(|share| format!("{:.2}", row.ratio_at(share)));
     format!("{} | {:.2}", ratios.join(" | "), row.seconds_at(1.0))
 }
