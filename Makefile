@@ -1,5 +1,5 @@
 # The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
-.PHONY: demo test check unit e2e clean
+.PHONY: demo test check unit e2e bench clean
 
 CARGO ?= cargo
 
@@ -23,6 +23,11 @@ unit:
 e2e:
 	$(CARGO) test --release --workspace --tests --no-run --quiet
 	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release --workspace --test e2e
+
+# Measures Shoal beside other systems on shaped links, as root. Arguments: make bench ARGS="--only shoal,nginx --case 4x32@8x100"
+bench:
+	$(CARGO) build --release --workspace --bins --quiet
+	SHOAL_BIN=$(CURDIR)/target/release/shoal target/release/shoal-bench $(ARGS)
 
 clean:
 	$(CARGO) clean

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the end-to-end tests run: container runtimes, Debian's docker-registry and the network tools.
 # For root on Debian (or Ubuntu). Quick and silent when nothing is missing; no service of the packages is left running.
+# Arguments: more of what is listed below.
 set -eu
 
 # command:package, the package that brings each command the tests call.
@@ -22,7 +23,7 @@ curl:curl
 "
 
 missing=""
-for need in $needs; do
+for need in $needs "$@"; do
     command=${need%%:*}
     package=${need##*:}
     PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing $package"

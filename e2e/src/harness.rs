@@ -49,14 +49,22 @@ impl Bench {
     /// # Errors
     /// As [`Image::build`].
     pub fn image(&self, recipe: &Recipe) -> Result<Image> {
-        let images = self.state.join("images");
-        fs::create_dir_all(&images)?;
-        Image::build(&images, recipe)
+        image(recipe)
     }
 
     fn test_dir(&self) -> PathBuf {
         self.state.join(self.test)
     }
+}
+
+/// Builds an image, or finds it from an earlier run.
+///
+/// # Errors
+/// As [`Image::build`].
+pub fn image(recipe: &Recipe) -> Result<Image> {
+    let images = state_dir().join("images");
+    fs::create_dir_all(&images)?;
+    Image::build(&images, recipe)
 }
 
 enum Outcome {
@@ -78,7 +86,7 @@ pub fn main(tests: &[Test]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("\nrunning {} end-to-end tests, one at a time", chosen.len());
-    let refusal = prepare_machine();
+    let refusal = prepare_machine(&[]);
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
     for test in &chosen {
         let started = Instant::now();
@@ -136,17 +144,18 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Where tests keep their files and images. Not under /tmp, which may be memory.
-fn state_dir() -> PathBuf {
+pub(crate) fn state_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(".state")
 }
 
-/// Installs what is missing and tries what the lab needs of the kernel. Gives the reason why nothing can run here.
-fn prepare_machine() -> Option<String> {
+/// Installs what is missing, `more` (as `command:package`) too, and tries what the lab needs of the kernel. Gives the reason
+/// why nothing can run here.
+pub(crate) fn prepare_machine(more: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root, for network namespaces and container daemons".to_owned());
     }
     let mut install = Command::new("sh");
-    install.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("install.sh"));
+    install.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("install.sh")).args(more);
     // What could not be installed is found missing by the tests that need it.
     let installed = output(&mut install).context("e2e/install.sh");
     let probe = "ip link add probe0 type veth peer name probe1 && \
@@ -157,7 +166,7 @@ fn prepare_machine() -> Option<String> {
     Some(format!("this machine gives no network namespaces with shaped links: {error:#}{install_error}"))
 }
 
-fn on_path(command: &str) -> bool {
+pub(crate) fn on_path(command: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(command).is_file())
 }

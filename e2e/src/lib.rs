@@ -1,13 +1,15 @@
 //! End-to-end lab: real container daemons and a real registry on one machine, each node in namespaces of its own, with links
-//! shaped in both directions. Called by the tests of this crate only.
+//! shaped in both directions. Called by the tests of this crate and by its benchmark.
 //!
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
 //! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream; [`runtime`] holds the clients (dockerd,
-//! containerd, podman, skopeo); [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts.
+//! containerd, podman, skopeo); [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
+//! measures.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
 //! and configuration.
 
+pub mod bench;
 pub mod cluster;
 pub mod harness;
 pub mod image;

@@ -1,7 +1,7 @@
 //! A node of the lab: network, mount and process namespaces of its own, and a shaped link to the hub. Made by
 //! [`crate::lab`]; starts programs for the modules above.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -62,6 +62,17 @@ pub struct Traffic {
     pub sent_bytes: u64,
 }
 
+impl Traffic {
+    /// What was carried since an earlier look.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            received_bytes: self.received_bytes - earlier.received_bytes,
+            sent_bytes: self.sent_bytes - earlier.sent_bytes,
+        }
+    }
+}
+
 /// One machine of the lab.
 #[derive(Debug)]
 pub struct Node {
@@ -96,6 +107,23 @@ impl Node {
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         Path::new(RUN_DIR).join(&self.name)
+    }
+
+    /// Its network namespace, for a thread that enters it.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn network(&self) -> Result<File> {
+        let path = format!("/run/netns/{PREFIX}{}", self.name);
+        File::open(&path).context(path)
+    }
+
+    /// What /proc says of the process namespace of each of its processes, and of no other.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn pid_namespace(&self) -> Result<PathBuf> {
+        fs::read_link(format!("/proc/{}/ns/pid", self.first_pid)).context("process namespace of a node")
     }
 
     /// A command that will run on this node.

@@ -13,7 +13,13 @@ use crate::registry::HOST;
 
 /// The agent's registry front, on its node's loopback address.
 pub const FRONT: &str = "127.0.0.1:5050";
+/// The agent's status, on its node's loopback address.
+pub const ADMIN: &str = "127.0.0.1:5052";
+/// The origin as a plain registry, on its node's loopback address.
+pub const ORIGIN_FRONT: &str = "127.0.0.1:7503";
 
+/// What a test needs to look into a failure.
+const LOG: &str = "info,shoal=debug";
 const FRONT_PORT: u16 = 5050;
 const AGENT_PEER_PORT: u16 = 5051;
 const ORIGIN_PORT: u16 = 7500;
@@ -22,7 +28,11 @@ const TRACKER_PORT: u16 = 7400;
 
 /// The `shoal` program.
 #[derive(Debug, Clone)]
-pub struct Program(PathBuf);
+pub struct Program {
+    path: PathBuf,
+    /// What it logs, unless `SHOAL_LOG` says otherwise.
+    log: &'static str,
+}
 
 impl Program {
     /// The program that `SHOAL_BIN` names, or else the one cargo builds in the profile of this test program, once.
@@ -32,14 +42,20 @@ impl Program {
     pub fn find() -> Result<Self> {
         static FOUND: OnceLock<PathBuf> = OnceLock::new();
         if let Some(found) = FOUND.get() {
-            return Ok(Self(found.clone()));
+            return Ok(Self { path: found.clone(), log: LOG });
         }
         let path = match std::env::var_os("SHOAL_BIN") {
             Some(path) => PathBuf::from(path).canonicalize().context("SHOAL_BIN")?,
             None => build()?,
         };
         ensure!(path.is_file(), "no program at {}", path.display());
-        Ok(Self(FOUND.get_or_init(|| path).clone()))
+        Ok(Self { path: FOUND.get_or_init(|| path).clone(), log: LOG })
+    }
+
+    /// The same program with another log filter.
+    #[must_use]
+    pub fn with_log(self, log: &'static str) -> Self {
+        Self { log, ..self }
     }
 
     /// Starts a tracker and waits until it listens.
@@ -89,8 +105,8 @@ impl Program {
 
     fn command(&self, node: &Node, part: &str) -> Command {
         let mut command = node.command("env");
-        let filter = std::env::var("SHOAL_LOG").unwrap_or_else(|_| "info,shoal=debug".to_owned());
-        command.arg(format!("SHOAL_LOG={filter}")).arg(&self.0).arg(part);
+        let filter = std::env::var("SHOAL_LOG").unwrap_or_else(|_| self.log.to_owned());
+        command.arg(format!("SHOAL_LOG={filter}")).arg(&self.path).arg(part);
         command
     }
 

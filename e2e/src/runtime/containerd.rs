@@ -1,7 +1,7 @@
 //! containerd with `ctr`, which reads certs.d/hosts.toml.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,15 +29,30 @@ impl Containerd {
     /// # Errors
     /// When it does not start.
     pub fn start(node: &Arc<Node>) -> Result<Self> {
+        Self::start_without(node, &["io.containerd.grpc.v1.cri"])
+    }
+
+    /// Starts containerd with its CRI plugin, which is told of the same mirrors.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_with_cri(node: &Arc<Node>) -> Result<Self> {
+        Self::start_without(node, &[])
+    }
+
+    fn start_without(node: &Arc<Node>, plugins: &[&str]) -> Result<Self> {
+        let disabled = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
+        let disabled = disabled.map(|name| format!("io.containerd.{name}"));
+        let disabled = disabled.iter().map(String::as_str).chain(plugins.iter().copied()).collect::<Vec<_>>();
         let socket = node.run_dir().join("containerd.sock");
         let config = node.dir().join("containerd.toml");
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
-             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = {socket:?}\n",
+             disabled_plugins = {disabled:?}\n[grpc]\naddress = {socket:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {:?}\n",
             node.dir().join("containerd"),
             node.run_dir().join("containerd"),
+            node.dir().join("certs.d"),
         );
         fs::write(&config, text)?;
         fs::create_dir_all(node.dir().join("certs.d"))?;
@@ -66,8 +81,30 @@ impl Containerd {
             .context("hosts.toml")
     }
 
-    fn certs_d(&self) -> PathBuf {
+    /// Where hosts.toml files are.
+    #[must_use]
+    pub fn certs_d(&self) -> PathBuf {
         self.node.dir().join("certs.d")
+    }
+
+    /// The socket it listens on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Where it keeps blobs.
+    #[must_use]
+    pub fn content(&self) -> PathBuf {
+        self.node.dir().join("containerd/io.containerd.content.v1.content")
+    }
+
+    /// Pulls an image without unpacking it.
+    ///
+    /// # Errors
+    /// When the pull fails, with what `ctr` said.
+    pub fn fetch(&self, reference: &str) -> Result<()> {
+        self.ctr(&["content", "fetch", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
     }
 
     fn ctr(&self, words: &[&str]) -> Result<String> {
@@ -75,7 +112,7 @@ impl Containerd {
     }
 }
 
-fn ctr(node: &Node, socket: &std::path::Path) -> Command {
+fn ctr(node: &Node, socket: &Path) -> Command {
     let mut command = node.bounded("ctr");
     command.arg("--address").arg(socket);
     command
