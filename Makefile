@@ -1,5 +1,5 @@
 # The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
-.PHONY: demo test check unit e2e clean
+.PHONY: demo test check unit e2e micro clean
 
 CARGO ?= cargo
 
@@ -23,6 +23,12 @@ unit:
 e2e:
 	$(CARGO) test --release --workspace --tests --no-run --quiet
 	SHOAL_BIN=$(CURDIR)/target/release/shoal $(CARGO) test --release --workspace --test e2e
+
+# What the data plane costs: serving and receiving beside nginx and bare loops, memory, caps; then the tracker. Some minutes; as
+# root between network namespaces. Needs nginx (apt-get install nginx-light).
+micro:
+	$(CARGO) run --release --quiet -p shoal-e2e --bin micro -- $(ARGS)
+	$(CARGO) run --release --quiet -p shoal-tracker --example announce_rate
 
 clean:
 	$(CARGO) clean
