@@ -48,6 +48,9 @@ pub(crate) struct AgentArgs {
     /// Cap on what is received from peers.
     #[arg(long, env = "SHOAL_DOWNLOAD_RATE")]
     download_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: true or false.
+    #[arg(long, env = "SHOAL_BACKGROUND")]
+    background: Option<bool>,
 }
 
 /// Flags of `shoal origin`. Each overrides its key in the file.
@@ -83,6 +86,9 @@ pub(crate) struct OriginArgs {
     /// Cap on what is sent to peers, such as 200mbit.
     #[arg(long, env = "SHOAL_UPLOAD_RATE")]
     upload_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: true or false.
+    #[arg(long, env = "SHOAL_BACKGROUND")]
+    background: Option<bool>,
 }
 
 /// Flags of `shoal tracker`. Each overrides its key in the file.
@@ -111,6 +117,7 @@ pub(crate) fn agent(args: AgentArgs) -> anyhow::Result<()> {
     set(&mut config.store_max, args.store_max.map(Some));
     set(&mut config.upload_rate, args.upload_rate.map(Some));
     set(&mut config.download_rate, args.download_rate.map(Some));
+    set(&mut config.background, args.background);
     set_list(&mut config.origins, args.origins);
     set_list(&mut config.trackers, args.trackers);
     until_told(|shutdown| shoal_agent::run(config, shutdown))
@@ -127,6 +134,7 @@ pub(crate) fn origin(args: OriginArgs) -> anyhow::Result<()> {
     set(&mut config.peer_advertise, args.peer_advertise.map(Some));
     set(&mut config.store_max, args.store_max.map(Some));
     set(&mut config.upload_rate, args.upload_rate.map(Some));
+    set(&mut config.background, args.background);
     set_list(&mut config.trackers, args.trackers);
     until_told(|shutdown| shoal_origin::run(config, shutdown))
 }

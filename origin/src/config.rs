@@ -39,6 +39,9 @@ pub struct Config {
     pub upload_rate: Option<Rate>,
     /// The most bytes per second received from peers; upstream does not count. Default: no limit.
     pub download_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: it is marked DSCP "lower effort" (RFC 8622) and has the
+    /// lowest socket priority, and its congestion control is TCP-LP where the kernel has it. Default: true.
+    pub background: bool,
     /// The failure zone the origin stands in. Default: none.
     pub zone: String,
     /// The rack inside the zone. Default: none.
@@ -75,6 +78,7 @@ impl Default for Config {
             trackers: Vec::new(),
             upload_rate: None,
             download_rate: None,
+            background: true,
             zone: String::new(),
             rack: String::new(),
             tag_ttl: HumanDuration(Duration::from_secs(30)),
