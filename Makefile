@@ -1,5 +1,5 @@
 # The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
-.PHONY: demo test check unit e2e bench clean
+.PHONY: demo test check unit e2e bench micro clean
 
 CARGO ?= cargo
 
@@ -28,6 +28,12 @@ e2e:
 bench:
 	$(CARGO) build --release --workspace --bins --quiet
 	SHOAL_BIN=$(CURDIR)/target/release/shoal target/release/shoal-bench $(ARGS)
+
+# What the data plane costs: serving and receiving beside nginx and bare loops, memory, caps; then the tracker. Some minutes; as
+# root between network namespaces. Needs nginx (apt-get install nginx-light).
+micro:
+	$(CARGO) run --release --quiet -p shoal-e2e --bin micro -- $(ARGS)
+	$(CARGO) run --release --quiet -p shoal-tracker --example announce_rate
 
 clean:
 	$(CARGO) clean

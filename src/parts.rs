@@ -47,6 +47,9 @@ struct PeerArgs {
     /// Cap on what is received from peers.
     #[arg(long, env = "SHOAL_DOWNLOAD_RATE")]
     download_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: true or false.
+    #[arg(long, env = "SHOAL_BACKGROUND")]
+    background: Option<bool>,
 }
 
 /// Flags of `shoal agent`.
@@ -93,7 +96,7 @@ pub(crate) struct TrackerArgs {
 macro_rules! overlay {
     ($config:ident, part $args:expr) => { overlay!($config, $args, admin_listen) };
     ($config:ident, peer $args:expr) => {
-        overlay!($config, $args, peer_listen peer_advertise trackers store store_max zone upload_rate download_rate)
+        overlay!($config, $args, peer_listen peer_advertise trackers store store_max zone upload_rate download_rate background)
     };
     ($config:ident, $args:expr, $($key:ident)+) => {
         $(if let Some(value) = $args.$key {

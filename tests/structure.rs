@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit"]),
     ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit"]),
     ("shoal-sim", &["meta", "swarm"]),
-    ("shoal-e2e", &["meta"]),
+    ("shoal-e2e", &["meta", "swarm", "store", "peer"]),
     ("shoal", &["meta", "kit", "registry", "agent", "origin", "tracker", "sim"]),
 ];
 

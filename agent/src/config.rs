@@ -40,6 +40,10 @@ pub struct Config {
     pub upload_rate: Option<Rate>,
     /// Cap on what is received from peers. Default: none.
     pub download_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: it is marked DSCP "lower effort" (RFC 8622) and has the
+    /// lowest socket priority, and its congestion control is TCP-LP where the kernel has it. Pulls then wait for everything
+    /// else. Default: false.
+    pub background: bool,
     /// How long the piece a runtime waits for may make no progress before it is fetched from upstream. Lower reacts faster
     /// to a dead swarm, and costs upstream copies when the swarm is only slow. Default 3 s.
     pub stall_timeout: HumanDuration,
@@ -66,6 +70,7 @@ impl Default for Config {
             free_floor: ByteSize::gib(1),
             upload_rate: None,
             download_rate: None,
+            background: false,
             stall_timeout: HumanDuration(Duration::from_secs(3)),
             registries: BTreeMap::new(),
             docker_config: None,

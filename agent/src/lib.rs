@@ -180,6 +180,7 @@ fn node_config(config: &Config) -> shoal_peer::Config {
         topology: config.topology(),
         upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
+        background: config.background,
         trackers: config.trackers.clone(),
         swarm: shoal_swarm::Config::default(),
     }

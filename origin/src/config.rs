@@ -40,6 +40,10 @@ pub struct Config {
     pub upload_rate: Option<Rate>,
     /// The most bytes per second received from peers; upstream does not count. Default: no limit.
     pub download_rate: Option<Rate>,
+    /// Whether traffic between peers yields to that of applications: it is marked DSCP "lower effort" (RFC 8622) and has the
+    /// lowest socket priority, and its congestion control is TCP-LP where the kernel has it. Pulls then wait for everything
+    /// else. Default: false.
+    pub background: bool,
     /// The failure zone the origin stands in. Default: none.
     pub zone: String,
     /// The rack inside the zone. Default: none.
@@ -76,6 +80,7 @@ impl Default for Config {
             trackers: Vec::new(),
             upload_rate: None,
             download_rate: None,
+            background: false,
             zone: String::new(),
             rack: String::new(),
             tag_ttl: HumanDuration(Duration::from_secs(30)),

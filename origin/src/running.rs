@@ -163,6 +163,7 @@ fn peer_config(config: &Config) -> shoal_peer::Config {
         topology: Topology { zone: config.zone.clone(), rack: config.rack.clone() },
         upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
+        background: config.background,
         trackers: config.trackers.clone(),
         swarm: shoal_swarm::Config::default(),
     }

@@ -20,6 +20,9 @@ pub struct Config {
     pub upload_rate: Option<u64>,
     /// Most bytes per second received from peers, over all connections. `None`: as fast as the network goes.
     pub download_rate: Option<u64>,
+    /// Whether peer traffic yields to that of applications: DSCP lower effort, the lowest socket priority, and TCP-LP where
+    /// the kernel has it.
+    pub background: bool,
     /// Trackers, as `http://host:port`. A torrent belongs to one by rendezvous hash, the next one is its failover. With
     /// none, peers are found by [`crate::Node::add_peers`] and by asking connected peers.
     pub trackers: Vec<String>,

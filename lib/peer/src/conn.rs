@@ -27,7 +27,8 @@ use crate::counters::count;
 use crate::mailbox::{Handle, Input};
 use crate::outbox::{Outbox, OutgoingBlock};
 use crate::rate::RateCap;
-use crate::send::{self, STALL_TIMEOUT};
+use crate::send::{self, Ready, STALL_TIMEOUT};
+use crate::socket::Manners;
 
 /// How long a peer has to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +48,7 @@ pub(crate) struct Net {
     pub(crate) pool: BufferPool,
     pub(crate) upload: RateCap,
     pub(crate) download: RateCap,
+    pub(crate) manners: Manners,
     pub(crate) tasks: TaskTracker,
     pub(crate) next_conn: AtomicU64,
 }
@@ -90,9 +92,9 @@ pub(crate) enum ConnError {
 
 /// Runs a connection to its end. `dialled` names the peer that we meant to dial.
 pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, dialled: Option<PeerId>) {
-    let (read, mut write) = stream.into_split();
+    let (read, write) = stream.into_split();
     let mut read = BufReader::with_capacity(READ_BUFFER_BYTES, read);
-    let peer = match shake_hands(&net, &mut read, &mut write, remote.ip(), dialled).await {
+    let peer = match shake_hands(&net, &mut read, write.as_ref(), remote.ip(), dialled).await {
         Ok(peer) => peer,
         Err(error) => {
             net.note(&error, remote);
@@ -135,7 +137,7 @@ impl Net {
 async fn shake_hands(
     net: &Net,
     read: &mut BufReader<OwnedReadHalf>,
-    write: &mut OwnedWriteHalf,
+    write: &TcpStream,
     remote: IpAddr,
     expected: Option<PeerId>,
 ) -> Result<PeerInfo, ConnError> {
@@ -224,7 +226,7 @@ async fn fill(read: &mut (impl AsyncRead + Unpin), mut into: &mut [u8]) -> Resul
 }
 
 /// Writes what the outbox holds until it is closed or the connection fails: control frames before blocks.
-async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: OwnedWriteHalf, remote: SocketAddr, outbox: Arc<Outbox>) {
+async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote: SocketAddr, outbox: Arc<Outbox>) {
     let writing = async {
         let mut control = Vec::new();
         let mut blocks = VecDeque::new();
@@ -232,7 +234,7 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: OwnedWriteHalf, re
             outbox.take(&mut control, &mut blocks);
             if !control.is_empty() {
                 net.upload.charge(control.len());
-                send::write_all(&mut write, &control, &[]).await?;
+                send::write_all(write.as_ref(), &control, &[]).await?;
                 control.clear();
                 control.shrink_to(SCRATCH_BYTES_KEPT);
                 continue;
@@ -246,7 +248,7 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: OwnedWriteHalf, re
                 () = outbox.changed() => {}
                 payload = next.payload.ready() => {
                     let next = blocks.pop_front().expect("its payload was just awaited");
-                    write_block(&net, conn, &mut write, &next, payload).await?;
+                    write_block(&net, conn, write.as_ref(), &next, payload).await?;
                 }
             }
         }
@@ -265,9 +267,9 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: OwnedWriteHalf, re
 async fn write_block(
     net: &Net,
     conn: ConnId,
-    write: &mut OwnedWriteHalf,
+    write: &TcpStream,
     outgoing: &OutgoingBlock,
-    payload: io::Result<bytes::Bytes>,
+    payload: io::Result<Ready>,
 ) -> Result<(), ConnError> {
     let (torrent, block) = (outgoing.torrent, outgoing.block);
     match payload {

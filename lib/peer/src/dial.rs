@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::conn::{self, Net};
-use crate::listen;
 use crate::mailbox::Input;
+use crate::socket::Manners;
 
 /// How long a peer has to accept; inside a cluster it takes a millisecond.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Dials a peer and runs the connection, or reports that it failed.
 pub(crate) async fn dial(net: Arc<Net>, peer: PeerInfo) {
     let connected = tokio::select! {
-        connected = timeout(CONNECT_TIMEOUT, connect(&net, peer.address)) => connected,
+        connected = timeout(CONNECT_TIMEOUT, connect(&net.manners, peer.address)) => connected,
         () = net.handle.shutdown.cancelled() => return,
     };
     match connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
@@ -34,10 +34,10 @@ pub(crate) async fn dial(net: Arc<Net>, peer: PeerInfo) {
     }
 }
 
-async fn connect(net: &Net, address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(manners: &Manners, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    listen::bound_buffers(&SockRef::from(&socket), &net.upload, &net.download)?;
+    manners.prepare(&SockRef::from(&socket))?;
     let stream = socket.connect(address).await?;
-    listen::set_options(&SockRef::from(&stream))?;
+    manners.settle(&SockRef::from(&stream))?;
     Ok(stream)
 }

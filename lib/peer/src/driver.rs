@@ -233,7 +233,7 @@ impl Driver {
                     to.outbox.push_block(OutgoingBlock {
                         torrent,
                         block,
-                        payload: Payload::read(entry.source(), block),
+                        payload: Payload::begin(entry.source(), block),
                     });
                     Ok(())
                 }

@@ -21,6 +21,7 @@ mod node;
 mod outbox;
 mod rate;
 mod send;
+mod socket;
 mod torrent;
 
 pub use config::{Config, StartError};

@@ -1,17 +1,17 @@
-//! Accepts connections from peers, and sets the options every peer socket has.
+//! Accepts connections from peers.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::conn::{self, Net};
-use crate::rate::RateCap;
+use crate::socket::Manners;
 
 /// Connections not accepted yet that the kernel keeps.
 const BACKLOG: i32 = 1024;
@@ -19,39 +19,15 @@ const BACKLOG: i32 = 1024;
 const NEWCOMERS_MAX: usize = 256;
 /// Pause after an accept that failed: mostly too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Unsent bytes the kernel keeps on a connection, so that a control frame waits behind one block and not behind many.
-const UNSENT_BYTES_MAX: u32 = 256 * 1024;
-/// A peer that is silent for this long is asked whether it is there, this often, this many times.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// Binds the address peers connect to.
-pub(crate) fn bind(address: SocketAddr, upload: &RateCap, download: &RateCap) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr, manners: &Manners) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    bound_buffers(&SockRef::from(&socket), upload, download)?;
+    manners.prepare(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
-}
-
-/// Bounds the kernel's buffers of a capped node. Before the connection is made, as the window's scale follows from it;
-/// an accepted connection inherits it.
-pub(crate) fn bound_buffers(socket: &SockRef<'_>, upload: &RateCap, download: &RateCap) -> io::Result<()> {
-    if let Some(bytes) = upload.socket_buffer() {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    if let Some(bytes) = download.socket_buffer() {
-        socket.set_recv_buffer_size(bytes)?;
-    }
-    Ok(())
-}
-
-/// Sets what every connected peer socket has.
-pub(crate) fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
-    let (time, interval, retries) = KEEPALIVE;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries))
 }
 
 /// Accepts connections until the node shuts down.
@@ -67,7 +43,7 @@ pub(crate) async fn accept(net: Arc<Net>, listener: TcpListener, connections_max
             () = net.handle.shutdown.cancelled() => return,
         };
         let accepted = accepted.and_then(|(stream, remote)| {
-            set_options(&SockRef::from(&stream))?;
+            net.manners.settle(&SockRef::from(&stream))?;
             Ok((stream, remote))
         });
         match accepted {

@@ -23,6 +23,7 @@ use crate::driver::Driver;
 use crate::listen;
 use crate::mailbox::{Handle, Input};
 use crate::rate::RateCap;
+use crate::socket::Manners;
 use crate::torrent::Torrent;
 use crate::{Config, StartError};
 
@@ -69,6 +70,7 @@ impl Node {
             pool: BufferPool::new(receive_bytes_max(&config.swarm)),
             upload: parts.upload,
             download: parts.download,
+            manners: parts.manners,
             tasks: tasks.clone(),
             next_conn: AtomicU64::new(0),
         });
@@ -156,6 +158,7 @@ struct Parts {
     links: Vec<Link>,
     upload: RateCap,
     download: RateCap,
+    manners: Manners,
 }
 
 impl Parts {
@@ -167,13 +170,14 @@ impl Parts {
         let links = config.trackers.iter().map(link).collect::<Result<_, _>>()?;
         let (upload, download) = (RateCap::new(config.upload_rate), RateCap::new(config.download_rate));
         let listen = |source| StartError::Listen { address: config.listen, source };
-        let listener = listen::bind(config.listen, &upload, &download).map_err(listen)?;
+        let manners = Manners::new(config.background, &upload, &download);
+        let listener = listen::bind(config.listen, &manners).map_err(listen)?;
         let local = listener.local_addr().map_err(listen)?;
         let address = match config.advertise {
             Some(address) => address,
             None => dialable(local).map_err(StartError::Advertise)?,
         };
-        Ok(Self { listener, address, links, upload, download })
+        Ok(Self { listener, address, links, upload, download, manners })
     }
 }
 

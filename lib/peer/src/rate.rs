@@ -99,6 +99,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn caps_from_slow_to_fast_are_held_within_a_twentieth() {
+        for rate in [100_000, 6_250_000, 125_000_000, 3_125_000_000] {
+            let cap = RateCap::new(Some(rate));
+            let start = Instant::now();
+            let flow = async || {
+                let mut sent = 0;
+                while start.elapsed() < Duration::from_secs(4) {
+                    cap.take(cap.slice()).await;
+                    sent += cap.slice() as u64;
+                }
+                sent
+            };
+            let (a, b, c) = tokio::join!(flow(), flow(), flow());
+            let share = (a + b + c) as f64 / rate as f64 / start.elapsed().as_secs_f64();
+            assert!((0.95..1.05).contains(&share), "{share} of {rate} bytes per second");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn two_connections_share_a_cap_evenly() {
         let cap = std::sync::Arc::new(RateCap::new(Some(1_000_000)));
         let flow = |cap: std::sync::Arc<RateCap>| async move {

@@ -4,11 +4,12 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
 use shoal_meta::{Bitfield, Digest, Geometry, Metainfo, PIECE_LENGTH_MAX};
 
 use crate::Partial;
@@ -49,7 +50,7 @@ impl Blob {
         self.0.metainfo.clone()
     }
 
-    /// Reads `length` bytes from `offset` into a pooled buffer, in one hop to a blocking thread.
+    /// Reads `length` bytes from `offset` into a pooled buffer; what is not in memory, on a blocking thread.
     ///
     /// # Errors
     /// `InvalidInput` when the range leaves the blob or is longer than 4 MiB; else what the disk says.
@@ -57,9 +58,7 @@ impl Blob {
         read(&self.0.store, &self.0.file, self.length(), offset, length).await
     }
 
-    /// The open data file, for senders that do their own reading.
-    #[must_use]
-    pub fn file(&self) -> &Arc<File> {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.0.file
     }
 }
@@ -118,13 +117,44 @@ impl Source {
         }
     }
 
-    /// The open data file. Of a partial, only the ranges of pieces in [`Source::have`] hold verified bytes.
+    /// Gives verified bytes as a range of their file, for a sender that lets the kernel read it. It stays readable
+    /// whatever becomes of the blob.
+    ///
+    /// # Errors
+    /// As [`Source::read`], but for what the disk says.
+    pub fn region(&self, offset: u64, length: u32) -> io::Result<Region> {
+        let file = match self {
+            Self::Blob(blob) => {
+                check_inside(blob.length(), offset, length)?;
+                blob.file()
+            }
+            Self::Partial(partial) => {
+                partial.check_verified(offset, length)?;
+                partial.file()
+            }
+        };
+        Ok(Region { file: file.clone(), offset, length })
+    }
+}
+
+/// A verified range of a data file.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// The open file.
+    pub file: Arc<File>,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u32,
+}
+
+impl Region {
+    /// Tells whether the kernel holds it in memory, as far as its first and last byte tell. Never on a file system that
+    /// cannot say.
     #[must_use]
-    pub fn file(&self) -> &Arc<File> {
-        match self {
-            Self::Blob(blob) => blob.file(),
-            Self::Partial(partial) => partial.file(),
-        }
+    pub fn is_cached(&self) -> bool {
+        let last = self.offset + u64::from(self.length.saturating_sub(1));
+        [self.offset, last].into_iter().all(|at| read_cached(&self.file, &mut [0], at))
     }
 }
 
@@ -140,14 +170,28 @@ impl From<Partial> for Source {
     }
 }
 
-/// Reads a range of a file of `total` bytes.
+/// Reads a range of a file of `total` bytes: at once when the kernel holds it in memory, else on a blocking thread.
 pub(crate) async fn read(store: &Shared, file: &Arc<File>, total: u64, offset: u64, length: u32) -> io::Result<Bytes> {
+    check_inside(total, offset, length)?;
+    let mut buffer = store.pool.get(length as usize).await;
+    if read_cached(file, &mut buffer, offset) {
+        return Ok(buffer.freeze());
+    }
+    let file = file.clone();
+    let read = move || file.read_exact_at(&mut buffer, offset).map(|()| buffer.freeze());
+    store.jobs.reads.run(read).await?
+}
+
+fn check_inside(total: u64, offset: u64, length: u32) -> io::Result<()> {
     let inside = offset.checked_add(u64::from(length)).is_some_and(|end| end <= total);
     if !inside || length > PIECE_LENGTH_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the range leaves the blob or is longer than 4 MiB"));
     }
-    let mut buffer = store.pool.get(length as usize).await;
-    let file = file.clone();
-    let read = move || file.read_exact_at(&mut buffer, offset).map(|()| buffer.freeze());
-    store.jobs.reads.run(read).await?
+    Ok(())
+}
+
+/// Fills a buffer if that takes no disk; tells whether it did. Some file systems cannot tell and never do.
+fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> bool {
+    let length = buffer.len();
+    preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) == Ok(length)
 }

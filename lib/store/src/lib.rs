@@ -25,7 +25,7 @@ mod whole;
 #[cfg(test)]
 mod tests;
 
-pub use blob::{Blob, Source};
+pub use blob::{Blob, Region, Source};
 pub use partial::{CommitError, ExtendError, Partial, WriteError};
 pub use pool::{BufferPool, PooledBuf};
 pub use store::{Budget, Config, OpenError, PartialError, Store, Usage};

@@ -223,21 +223,24 @@ impl Partial {
         let _ = self.0.store.jobs.changes.run(move || inner.withdraw()).await;
     }
 
-    /// Reads `length` bytes from `offset` into a pooled buffer, in one hop to a blocking thread.
+    /// Reads `length` bytes from `offset` into a pooled buffer; what is not in memory, on a blocking thread.
     ///
     /// # Errors
     /// `InvalidInput` when the range leaves the blob, is longer than 4 MiB or touches a piece that is not verified
     /// (as all are not once the partial is withdrawn); else what the disk says.
     pub async fn read(&self, offset: u64, length: u32) -> io::Result<Bytes> {
-        if !lock(&self.0.state).can_read(offset, length) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the range is not verified"));
-        }
+        self.check_verified(offset, length)?;
         blob::read(&self.0.store, &self.0.file, self.0.geometry.length(), offset, length).await
     }
 
-    /// The open data file; only ranges of pieces in [`Self::have`] hold verified bytes.
-    #[must_use]
-    pub fn file(&self) -> &Arc<File> {
+    pub(crate) fn check_verified(&self, offset: u64, length: u32) -> io::Result<()> {
+        match lock(&self.0.state).can_read(offset, length) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "the range is not verified")),
+        }
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.0.file
     }
 }

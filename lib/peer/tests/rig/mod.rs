@@ -39,6 +39,7 @@ pub fn config() -> Config {
         topology: Topology::default(),
         upload_rate: None,
         download_rate: None,
+        background: true,
         trackers: Vec::new(),
         swarm: shoal_swarm::Config::default(),
     }
