@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn the_optimum_of_equals_is_pieces_plus_doublings() {
-        assert_eq!(seconds(&Scenario::crowd(1000, 512 * MIB, MIB)), 512.0 + 9.0);
+        assert_eq!(seconds(&Scenario::crowd(1000, 1024 * MIB, MIB)), 1024.0 + 9.0);
         assert_eq!(seconds(&Scenario::crowd(1, 512 * MIB, MIB)), 512.0);
     }
 
