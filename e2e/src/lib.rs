@@ -20,4 +20,5 @@ pub mod program;
 pub mod registry;
 pub mod runtime;
 pub mod tls;
+pub mod usage;
 pub mod wait;

@@ -47,6 +47,12 @@ impl Process {
         &self.log
     }
 
+    /// Its process number, by which [`crate::usage`] finds what it costs.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns an error that shows the end of the log when the program has ended.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program that `SHOAL_BIN` names, or else the one cargo builds in the profile of this test program, once.
+    /// The program that `SHOAL_BIN` names, or else the one cargo builds in the profile of this program, once.
     ///
     /// # Errors
     /// When it does not build or is not there.
@@ -50,6 +50,12 @@ impl Program {
         };
         ensure!(path.is_file(), "no program at {}", path.display());
         Ok(Self { path: FOUND.get_or_init(|| path).clone(), log: LOG })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The same program with another log filter.
@@ -138,8 +144,11 @@ fn start(node: &Node, part: &str, command: Command, port: u16) -> Result<Process
 
 /// Builds the program beside this one: tests are in `target/<profile>/deps`, programs in `target/<profile>`.
 fn build() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile_dir = test.parent().and_then(Path::parent).context("this program is not in a target directory")?;
+    let program = std::env::current_exe()?;
+    // A test is among the dependencies, a benchmark beside what is built.
+    let dir = program.parent().filter(|dir| !dir.ends_with("deps"));
+    let profile_dir =
+        dir.or_else(|| program.parent()?.parent()).context("this program is not in a target directory")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).args(["build", "--quiet", "--bin", "shoal"]);
     if profile_dir.ends_with("release") {

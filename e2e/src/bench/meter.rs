@@ -12,6 +12,7 @@ use anyhow::{Context, Error, Result};
 
 use super::case::to_f64;
 use crate::node::{Node, Traffic};
+use crate::usage::{anon_bytes, cpu_ticks};
 use crate::wait::wait_until;
 
 /// How often memory and traffic are looked at.
@@ -119,7 +120,7 @@ impl Snapshot {
         Ok(Self {
             ticks: ticks_of(nodes)?,
             traffic: nodes.iter().map(|node| node.traffic()).collect::<Result<_>>()?,
-            own_ticks: ticks(std::process::id()).unwrap_or(0),
+            own_ticks: cpu_ticks(std::process::id()).unwrap_or(0),
             machine: Machine::now()?,
         })
     }
@@ -179,22 +180,9 @@ fn ticks_of(nodes: &[Arc<Node>]) -> Result<Vec<BTreeMap<u32, u64>>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let namespace = fs::read_link(entry.path().join("ns/pid")).ok();
         let index = namespace.and_then(|namespace| indexes.get(&namespace));
-        if let (Some(index), Some(ticks)) = (index, ticks(pid)) {
+        if let (Some(index), Some(ticks)) = (index, cpu_ticks(pid)) {
             found[*index].insert(pid, ticks);
         }
     }
     Ok(found)
-}
-
-/// User and system time of a process: the 14th and 15th word of its line, of which the second, in brackets, may hold blanks.
-fn ticks(pid: u32) -> Option<u64> {
-    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut words = line.rsplit_once(')')?.1.split_whitespace().skip(11);
-    Some(words.next()?.parse::<u64>().ok()? + words.next()?.parse::<u64>().ok()?)
-}
-
-fn anon_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }

@@ -31,7 +31,7 @@ impl Scene {
         rand::rng().fill_bytes(&mut content);
         let content = Bytes::from(content);
         let digest = Digest::sha256_of(&content);
-        let plain = dir.join("www").join(path(&digest).trim_start_matches('/'));
+        let plain = plain(&dir, &digest);
         fs::create_dir_all(plain.parent().context("it has a parent")?)?;
         fs::write(&plain, &content)?;
         let store = dir.join("store");
@@ -41,7 +41,7 @@ impl Scene {
 
     /// The blob as a plain file.
     pub(crate) fn plain(&self) -> PathBuf {
-        self.dir.join("www").join(path(&self.metainfo.digest()).trim_start_matches('/'))
+        plain(&self.dir, &self.metainfo.digest())
     }
 
     /// An empty directory for a receiver; what the one before left there is removed.
@@ -57,6 +57,11 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let _nothing_left_to_do = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Where nginx finds the blob.
+fn plain(dir: &Path, digest: &Digest) -> PathBuf {
+    dir.join("www").join(path(digest).trim_start_matches('/'))
 }
 
 /// Where a registry serves the blob.

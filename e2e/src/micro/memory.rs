@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let leech = || Leecher::connect(agent.address, &scene.metainfo)?.fetch(share).map(drop);
     let client = || get(&scene, front, 1).map(drop);
     thread::sleep(REST);
-    let rest = agent.memory_bytes("RssAnon")?;
+    let rest = agent.anon_bytes()?;
     let peer = || at(&options.space, End::Client, leech);
     let client = || at(&options.space, End::Client, client);
     let mut clients: Vec<&Client<'_>> = vec![&peer; PEERS];
@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     clients.extend([&client as &Client<'_>; CLIENTS]);
     let both = peak(&agent, &clients)?;
     thread::sleep(REST);
-    let after = agent.memory_bytes("RssAnon")?;
+    let after = agent.anon_bytes()?;
     println!("\nAnonymous memory of an agent, MiB");
     for (what, bytes) in [
         ("at rest (to reach: 20)", rest),
@@ -61,7 +61,7 @@ fn peak(agent: &Server, clients: &[&Client<'_>]) -> Result<u64> {
         let watch = scope.spawn(|| {
             let mut peak = 0;
             while !done.load(Relaxed) {
-                peak = peak.max(agent.memory_bytes("RssAnon").unwrap_or(u64::MAX));
+                peak = peak.max(agent.anon_bytes().unwrap_or(u64::MAX));
                 thread::sleep(LOOK_EVERY);
             }
             peak
