@@ -74,7 +74,7 @@ enum Happening {
     /// A block may have left an uplink, or may begin to.
     Uplink(u32),
     /// A socket has taken a block from the swarm at one end of a connection.
-    Buffered { conn: u32, end: u8, torrent: TorrentKey, block: BlockRef },
+    Buffered { conn: u32, end: u8, block: BlockRef },
     /// A block reaches one end of a connection.
     Block { conn: u32, end: u8, alias: Alias, block: BlockRef },
     /// A piece is verified and on disk.
@@ -219,7 +219,7 @@ impl<'a> World<'a> {
             Happening::Closed { conn, end } => self.closed(conn, usize::from(end)),
             Happening::Message { conn, end, message } => self.message(conn, usize::from(end), message),
             Happening::Uplink(node) => self.uplink(node),
-            Happening::Buffered { conn, end, torrent, block } => self.buffered(conn, usize::from(end), torrent, block),
+            Happening::Buffered { conn, end, block } => self.buffered(conn, usize::from(end), block),
             Happening::Block { conn, end, alias, block } => self.block(conn, usize::from(end), alias, block),
             Happening::Verified { node, torrent, piece } => self.verified(node, torrent, piece),
             Happening::Wake(node) => self.wake(node),
@@ -252,7 +252,7 @@ impl<'a> World<'a> {
             Happening::Wake(node) => at(node, 13),
             Happening::Upstream { blob } => at(ORIGIN, 14 | blob << 8),
             Happening::Known { known, .. } => at(ORIGIN, 15 | known << 8),
-            Happening::Buffered { conn, end, block, .. } => between(ends(conn, end), 16 | block.piece.get() << 8),
+            Happening::Buffered { conn, end, block } => between(ends(conn, end), 16 | block.piece.get() << 8),
             Happening::Message { conn, end, message } => {
                 between(ends(conn, end), message_kind(&self.messages[message as usize]))
             }

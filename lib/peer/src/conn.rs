@@ -286,5 +286,5 @@ async fn write_block(
             send::write_all(write, &out, &[]).await?;
         }
     }
-    net.handle.send(Input::BlockSent { conn, torrent, block }).await.map_err(|_ended| ConnError::Closed)
+    net.handle.send(Input::BlockSent { conn, block }).await.map_err(|_ended| ConnError::Closed)
 }

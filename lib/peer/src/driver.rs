@@ -105,7 +105,7 @@ impl Driver {
             Input::Disconnected(conn) => self.disconnected(now, conn),
             Input::Message(conn, message) => self.swarm.handle_message(now, conn, message),
             Input::Block { conn, header, payload, _place } => self.block(now, conn, header, payload),
-            Input::BlockSent { conn, torrent, block } => self.swarm.handle_block_sent(now, conn, torrent, block),
+            Input::BlockSent { conn, block } => self.swarm.handle_block_sent(now, conn, block),
             Input::Written { torrent, piece, job, received, result } => {
                 self.written(now, torrent, piece, job, &received, result);
             }
@@ -242,7 +242,7 @@ impl Driver {
                     let blocks = vec![WireBlock::from(block)];
                     let queued = to.outbox.push_control(&Message::Reject { alias: torrent.alias(), blocks });
                     let now = self.now();
-                    self.swarm.handle_block_sent(now, conn, torrent, block);
+                    self.swarm.handle_block_sent(now, conn, block);
                     queued
                 }
             },

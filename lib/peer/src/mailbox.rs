@@ -39,7 +39,7 @@ pub(crate) enum Input {
         _place: OwnedSemaphorePermit,
     },
     /// A block left, or could not be read and was rejected.
-    BlockSent { conn: ConnId, torrent: TorrentKey, block: BlockRef },
+    BlockSent { conn: ConnId, block: BlockRef },
     /// The store is done with a piece from peers, as a job of this number.
     Written {
         torrent: TorrentKey,

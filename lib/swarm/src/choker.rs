@@ -8,12 +8,13 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand_pcg::Pcg64;
 
-use crate::{ChokePolicy, ConnId, Time};
+use crate::dense::ConnIndex;
+use crate::{ChokePolicy, Time};
 
 /// What the choker sees of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
-    pub(crate) conn: ConnId,
+    pub(crate) conn: ConnIndex,
     /// The peer would request something from us.
     pub(crate) interested: bool,
     /// Slots the peer takes: grants of which something is unused, requested or being sent.
@@ -28,9 +29,9 @@ pub(crate) struct View {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// It gets this many more slots.
-    Grant(ConnId, u64),
+    Grant(ConnIndex, u64),
     /// What is left of its allowance is void.
-    Choke(ConnId),
+    Choke(ConnIndex),
 }
 
 /// A policy and its state.
@@ -47,8 +48,8 @@ pub(crate) enum Choker {
 #[derive(Debug)]
 pub(crate) struct Reciprocal {
     slots: usize,
-    unchoked: Vec<ConnId>,
-    optimistic: Option<ConnId>,
+    unchoked: Vec<ConnIndex>,
+    optimistic: Option<ConnIndex>,
     next_round: Time,
     next_optimistic: Time,
 }
@@ -96,6 +97,14 @@ impl Choker {
         }
     }
 
+    /// A connection is gone.
+    pub(crate) fn forget(&mut self, conn: ConnIndex) {
+        if let Self::Reciprocal(state) = self {
+            state.unchoked.retain(|unchoked| *unchoked != conn);
+            state.optimistic = state.optimistic.filter(|optimistic| *optimistic != conn);
+        }
+    }
+
     /// When to decide again although nothing changed.
     pub(crate) fn timeout(&self) -> Option<Time> {
         match self {
@@ -134,7 +143,7 @@ fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
 impl Reciprocal {
     fn decide(&mut self, now: Time, views: &[View], rng: &mut Pcg64) -> Vec<Decision> {
         let mut out = Vec::new();
-        let interested = |conn: ConnId| views.iter().any(|view| view.conn == conn && view.interested);
+        let interested = |conn: ConnIndex| views.iter().any(|view| view.conn == conn && view.interested);
         if now >= self.next_optimistic || self.optimistic.is_none_or(|conn| !interested(conn)) {
             let choked: Vec<_> =
                 views.iter().filter(|view| view.interested && !self.unchoked.contains(&view.conn)).collect();
@@ -164,7 +173,7 @@ impl Reciprocal {
         out
     }
 
-    fn serves(&self, conn: ConnId) -> bool {
+    fn serves(&self, conn: ConnIndex) -> bool {
         self.unchoked.contains(&conn) || self.optimistic == Some(conn)
     }
 
@@ -189,7 +198,7 @@ mod tests {
                 continue;
             }
             out.push(View {
-                conn: ConnId(u64::from(c.to_ascii_lowercase())),
+                conn: ConnIndex::new(usize::from(c.to_ascii_lowercase())).unwrap(),
                 interested: c.is_ascii_uppercase(),
                 slots: 0,
                 rate_in: 0.0,
@@ -200,7 +209,7 @@ mod tests {
     }
 
     fn granted(decisions: &[Decision]) -> String {
-        let name = |conn: &ConnId| char::from(u8::try_from(conn.0).unwrap());
+        let name = |conn: &ConnIndex| char::from(u8::try_from(conn.index()).unwrap());
         let mut names: Vec<char> = decisions
             .iter()
             .map(|decision| match decision {

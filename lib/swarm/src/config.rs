@@ -7,8 +7,8 @@ use std::time::Duration;
 pub struct Config {
     /// Who gets upload slots. Default [`ChokePolicy::Cluster`].
     pub choke_policy: ChokePolicy,
-    /// How many peers are served at once. Default 6: with fewer an uplink idles while its receivers are busy with others, with
-    /// more the first copies of each piece are late (the seeds say 4).
+    /// How many peers are served at once. Default 5: with fewer an uplink idles while its receivers are busy with others, with
+    /// more the first copies of each piece are late, and grants are refused (the seeds say 4).
     pub upload_slots: u32,
     /// The least a peer may request at one unchoke, in bytes; at least one piece is always granted. Default 256 KiB.
     pub grant_bytes_min: u32,
@@ -55,7 +55,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             choke_policy: ChokePolicy::Cluster,
-            upload_slots: 6,
+            upload_slots: 5,
             grant_bytes_min: 256 * 1024,
             grant_timeout: Duration::from_millis(500),
             inflight_bytes_max: 32 * 1024 * 1024,

@@ -6,7 +6,7 @@ use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerInfo};
 
 use crate::rate::Rate;
 use crate::wire::{Alias, WireBlock};
-use crate::{Time, TorrentKey};
+use crate::{ConnId, Time, TorrentKey};
 
 /// Torrents one peer may have open on a connection.
 pub(crate) const REMOTES_MAX: usize = 8192;
@@ -17,13 +17,15 @@ pub(crate) const EXPIRED_MAX: usize = 8192;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
+    /// What the driver calls it.
+    pub(crate) id: ConnId,
     pub(crate) peer: PeerInfo,
     pub(crate) dialled: bool,
     pub(crate) connected_at: Time,
     /// Torrents open at both ends: the peer is a member of each.
     pub(crate) shared: BTreeSet<TorrentKey>,
     /// Torrents the peer opened, by its alias.
-    pub(crate) remotes: BTreeMap<Alias, Remote>,
+    pub(crate) remotes: BTreeMap<Alias, Box<Remote>>,
     pub(crate) remote_bytes: usize,
     /// Torrents we opened here.
     pub(crate) opened: BTreeSet<TorrentKey>,
@@ -62,6 +64,8 @@ pub(crate) struct Up {
     pub(crate) granted: u32,
     pub(crate) granted_at: Option<Time>,
     pub(crate) queue: VecDeque<(TorrentKey, BlockRef)>,
+    /// Upload slots that it takes: grants of which something is unused, requested or being sent.
+    pub(crate) slots: u64,
     /// Bytes in the queue and at the driver.
     pub(crate) queued_bytes: u64,
     /// Blocks at the driver.
@@ -89,8 +93,9 @@ pub(crate) enum RemoteState {
 }
 
 impl Connection {
-    pub(crate) fn new(now: Time, peer: PeerInfo, dialled: bool) -> Self {
+    pub(crate) fn new(now: Time, id: ConnId, peer: PeerInfo, dialled: bool) -> Self {
         Self {
+            id,
             peer,
             dialled,
             connected_at: now,
@@ -135,6 +140,19 @@ impl Default for Down {
             rate: Rate::default(),
             snubs: 0,
         }
+    }
+}
+
+impl Up {
+    /// Pieces the peer may request for one slot.
+    pub(crate) fn pieces_per_slot(&self, grant_bytes_min: u32) -> u64 {
+        u64::from(grant_bytes_min).div_ceil(self.piece_length.max(1))
+    }
+
+    /// Slots taken by what is granted, queued and being sent.
+    pub(crate) fn slots_taken(&self, grant_bytes_min: u32) -> u64 {
+        let outstanding = u64::from(self.granted) * self.piece_length + self.queued_bytes;
+        outstanding.div_ceil((self.pieces_per_slot(grant_bytes_min) * self.piece_length).max(1))
     }
 }
 

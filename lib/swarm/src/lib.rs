@@ -9,6 +9,7 @@ mod availability;
 mod choker;
 mod config;
 mod connection;
+mod dense;
 mod event;
 mod picker;
 mod rate;

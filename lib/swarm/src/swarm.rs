@@ -1,25 +1,27 @@
 //! One node's swarm: every torrent and every connection, owned by one caller.
 //!
 //! This file holds the state, the commands and the outputs; the inputs are in `message` (what peers say), `download`
-//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`.
+//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`; `tell` is what peers are told of us.
 
 mod discovery;
 mod download;
 mod message;
+mod tell;
 mod timers;
 mod upload;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
-use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
 
 use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
+use crate::dense::{ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate};
 use crate::torrent::{Reader, Torrent};
-use crate::wire::{LIST_LENGTH_MAX, Message, Pieces};
+use crate::wire::Message;
 use crate::{
     Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
 };
@@ -74,10 +76,12 @@ pub struct Swarm {
     me: PeerInfo,
     rng: Pcg64,
     now: Time,
-    conns: BTreeMap<ConnId, Connection>,
+    conns: ConnMap<Connection>,
+    /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
+    by_id: HashMap<ConnId, ConnIndex>,
     torrents: BTreeMap<TorrentKey, Torrent>,
     by_digest: BTreeMap<Digest, TorrentKey>,
-    by_peer: BTreeMap<PeerId, ConnId>,
+    by_peer: BTreeMap<PeerId, ConnIndex>,
     choker: Choker,
     discovery: Discovery,
     /// Bytes requested and not received, over all connections.
@@ -88,15 +92,17 @@ pub struct Swarm {
     /// From the first request for a piece to its last block.
     quickest: Quickest,
     /// Connections whose peers would request something from us.
-    wanting: BTreeSet<ConnId>,
+    wanting: ConnSet,
     /// Connections with a grant, or with blocks that have not left.
-    serving: BTreeSet<ConnId>,
+    serving: ConnSet,
+    /// Upload slots taken, over all connections.
+    slots_used: u64,
     /// Connections with an allowance of ours.
-    allowed: BTreeSet<ConnId>,
+    allowed: ConnSet,
     /// Connections told that we want nothing although we do: there is no room in flight for what they would grant.
-    declined: BTreeSet<ConnId>,
+    declined: ConnSet,
     dirty: Dirty,
-    transmits: VecDeque<Transmit>,
+    transmits: VecDeque<(ConnIndex, Frame)>,
     events: VecDeque<Event>,
     next_key: u32,
     next_reader: u64,
@@ -108,15 +114,15 @@ pub struct Swarm {
 #[derive(Debug, Default)]
 struct Dirty {
     /// Connections with an allowance that may be spent.
-    holding: BTreeSet<ConnId>,
+    holding: ConnSet,
     /// Connections whose interest may have changed.
-    interest: BTreeSet<ConnId>,
+    interest: ConnSet,
     /// Connections with blocks to hand to the driver.
-    sending: BTreeSet<ConnId>,
+    sending: ConnSet,
     /// Torrents with pieces to announce.
     fresh: BTreeSet<TorrentKey>,
     /// Members of super-seeded torrents that may be shown more.
-    reveal: BTreeSet<(TorrentKey, ConnId)>,
+    reveal: BTreeSet<(TorrentKey, ConnIndex)>,
     /// Slots may be free.
     slots: bool,
 }
@@ -131,7 +137,8 @@ impl Swarm {
             me,
             rng: Pcg64::seed_from_u64(seed),
             now: Time::ZERO,
-            conns: BTreeMap::new(),
+            conns: ConnMap::default(),
+            by_id: HashMap::new(),
             torrents: BTreeMap::new(),
             by_digest: BTreeMap::new(),
             by_peer: BTreeMap::new(),
@@ -140,10 +147,11 @@ impl Swarm {
             unverified_bytes: 0,
             rate_in: Rate::default(),
             quickest: Quickest::default(),
-            wanting: BTreeSet::new(),
-            serving: BTreeSet::new(),
-            allowed: BTreeSet::new(),
-            declined: BTreeSet::new(),
+            wanting: ConnSet::default(),
+            serving: ConnSet::default(),
+            slots_used: 0,
+            allowed: ConnSet::default(),
+            declined: ConnSet::default(),
             dirty: Dirty::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -178,7 +186,7 @@ impl Swarm {
         self.torrents.insert(key, Torrent::new(now, torrent));
         self.by_digest.insert(digest, key);
         let leech = self.torrents[&key].is_leech();
-        for conn in self.conns.keys().copied().collect::<Vec<_>>() {
+        for conn in self.conns.indices().iter() {
             let alias = self.waiting_alias(conn, &digest);
             if leech || alias.is_some() {
                 self.send_open(conn, key);
@@ -197,7 +205,7 @@ impl Swarm {
         for piece in state.active.keys().copied().collect::<Vec<_>>() {
             self.drop_piece(torrent, piece);
         }
-        for conn in self.conns.keys().copied().collect::<Vec<_>>() {
+        for conn in self.conns.indices().iter() {
             self.detach(conn, torrent);
             self.send_close(conn, torrent);
         }
@@ -267,7 +275,8 @@ impl Swarm {
         if self.transmits.is_empty() {
             self.flush();
         }
-        self.transmits.pop_front()
+        let (conn, frame) = self.transmits.pop_front()?;
+        Some(Transmit { conn: self.conns[conn].id, frame })
     }
 
     /// The next thing to do.
@@ -314,43 +323,46 @@ impl Swarm {
     /// The peer at the other end of a connection.
     #[must_use]
     pub fn peer(&self, conn: ConnId) -> Option<&PeerInfo> {
-        self.conns.get(&conn).map(|conn| &conn.peer)
+        self.conns.get(*self.by_id.get(&conn)?).map(|conn| &conn.peer)
     }
 
     // What every input shares.
 
-    fn send(&mut self, conn: ConnId, message: Message) {
-        self.transmits.push_back(Transmit { conn, frame: Frame::Control(message) });
+    fn send(&mut self, conn: ConnIndex, message: Message) {
+        self.transmits.push_back((conn, Frame::Control(message)));
     }
 
-    fn disconnect(&mut self, conn: ConnId, reason: DisconnectReason) {
-        if self.conns.contains_key(&conn) {
+    fn disconnect(&mut self, conn: ConnIndex, reason: DisconnectReason) {
+        if let Some(id) = self.conns.get(conn).map(|state| state.id) {
             self.forget_conn(conn);
-            self.events.push_back(Event::Disconnect { conn, reason });
+            self.events.push_back(Event::Disconnect { conn: id, reason });
         }
     }
 
-    fn violate(&mut self, conn: ConnId, violation: Violation) {
+    fn violate(&mut self, conn: ConnIndex, violation: Violation) {
         self.disconnect(conn, DisconnectReason::Violation(violation));
     }
 
-    fn forget_conn(&mut self, conn: ConnId) {
-        for key in self.conns.get(&conn).map(|state| state.shared.clone()).unwrap_or_default() {
+    fn forget_conn(&mut self, conn: ConnIndex) {
+        for key in self.conns.get(conn).map(|state| state.shared.clone()).unwrap_or_default() {
             self.detach(conn, key);
         }
-        if let Some(state) = self.conns.remove(&conn)
-            && self.by_peer.get(&state.peer.id) == Some(&conn)
-        {
-            self.by_peer.remove(&state.peer.id);
+        if let Some(state) = self.conns.remove(conn) {
+            self.by_id.remove(&state.id);
+            if self.by_peer.get(&state.peer.id) == Some(&conn) {
+                self.by_peer.remove(&state.peer.id);
+            }
+            self.slots_used -= state.up.slots;
         }
+        self.choker.forget(conn);
         for set in [&mut self.wanting, &mut self.serving, &mut self.allowed, &mut self.declined] {
-            set.remove(&conn);
+            set.remove(conn);
         }
         for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
-            set.remove(&conn);
+            set.remove(conn);
         }
         self.dirty.slots = true;
-        self.transmits.retain(|transmit| transmit.conn != conn);
+        self.transmits.retain(|(to, _)| *to != conn);
     }
 
     /// Opens or closes a piece to requests, keeping every peer's count of what we want from it.
@@ -365,14 +377,14 @@ impl Swarm {
         if !changed {
             return;
         }
-        for (&conn, member) in torrent.members.iter_mut().filter(|(_, member)| member.have.contains(piece)) {
+        for (conn, member) in torrent.members.iter_mut().filter(|(_, member)| member.have.contains(piece)) {
             if open {
                 member.wanted += 1;
             } else {
                 member.wanted -= 1;
             }
             // Only the first and the last open piece of a torrent change what we want of the peer.
-            let Some(state) = (if member.wanted == u32::from(open) { self.conns.get_mut(&conn) } else { None }) else {
+            let Some(state) = (if member.wanted == u32::from(open) { self.conns.get_mut(conn) } else { None }) else {
                 continue;
             };
             if open {
@@ -383,7 +395,7 @@ impl Swarm {
             self.dirty.interest.insert(conn);
         }
         if open {
-            self.dirty.holding.extend(self.allowed.iter().filter(|conn| torrent.members.contains_key(conn)));
+            self.dirty.holding.extend(&self.allowed);
         }
     }
 
@@ -392,15 +404,14 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.have.insert(piece);
         if torrent.super_seed.is_some() {
-            self.dirty.reveal.extend(torrent.members.keys().map(|&conn| (key, conn)));
+            self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
             self.end_super_seed(key);
         } else if torrent.is_leech() {
-            torrent.fresh.push(piece);
+            torrent.gained.push(piece);
             self.dirty.fresh.insert(key);
         } else {
-            torrent.fresh.clear();
-            let members: Vec<_> = torrent.members.keys().copied().collect();
-            for conn in members {
+            torrent.gained.clear();
+            for conn in torrent.members.indices().iter() {
                 self.send(conn, Message::HaveAll { alias: key.alias() });
                 self.part_if_both_full(conn, key);
             }
@@ -420,45 +431,14 @@ impl Swarm {
             self.dirty.slots = false;
             self.hand_out_slots();
         }
-        while let Some(conn) = self.dirty.sending.pop_first() {
+        for conn in std::mem::take(&mut self.dirty.sending).iter() {
             self.release_blocks(conn);
         }
         while let Some(key) = self.dirty.fresh.pop_first() {
-            self.announce_fresh(key);
+            self.tell_members(key, false);
         }
-        while let Some(conn) = self.dirty.interest.pop_first() {
+        for conn in std::mem::take(&mut self.dirty.interest).iter() {
             self.tell_interest(conn);
-        }
-    }
-
-    fn announce_fresh(&mut self, key: TorrentKey) {
-        let Some(torrent) = self.torrents.get_mut(&key) else { return };
-        let fresh = std::mem::take(&mut torrent.fresh);
-        for (&conn, member) in &torrent.members {
-            // A peer that has a piece need not hear of it, but for an origin, which counts copies.
-            let all = member.role == Role::Origin;
-            let mut pieces: Pieces =
-                fresh.iter().filter(|&&piece| all || !member.have.contains(piece)).map(|piece| piece.get()).collect();
-            while !pieces.is_empty() {
-                let rest = pieces.drain(pieces.len().min(LIST_LENGTH_MAX)..).collect();
-                let message = Message::Have { alias: key.alias(), pieces: std::mem::replace(&mut pieces, rest) };
-                self.transmits.push_back(Transmit { conn, frame: Frame::Control(message) });
-            }
-        }
-    }
-
-    fn tell_interest(&mut self, conn: ConnId) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
-        let wants = state.down.wanted > 0 && !self.declined.contains(&conn);
-        if state.down.interested == wants {
-            return;
-        }
-        state.down.interested = wants;
-        if wants {
-            self.send(conn, Message::Interested);
-        } else {
-            self.void_allowance(conn);
-            self.send(conn, Message::NotInterested);
         }
     }
 
@@ -469,29 +449,31 @@ impl Swarm {
     pub fn check_invariants(&self) {
         let inflight = |conn: &Connection| conn.down.inflight.iter().map(|(_, b)| u64::from(b.length)).sum::<u64>();
         assert_eq!(self.requested_bytes, self.conns.values().map(inflight).sum::<u64>(), "requested bytes");
-        for (id, conn) in &self.conns {
-            assert_eq!(self.by_peer.get(&conn.peer.id), Some(id), "one connection per peer");
-            let wanted = conn.shared.iter().filter(|key| self.torrents[key].members[id].wanted > 0).count();
-            assert_eq!(conn.down.wanted as usize, wanted, "wanted at {id:?}");
-            let holds = |torrent: &Torrent| torrent.active.values().filter(|a| a.holders().contains(id)).count();
+        for (at, conn) in self.conns.iter() {
+            assert_eq!(self.by_peer.get(&conn.peer.id), Some(&at), "one connection per peer");
+            let wanted = conn.shared.iter().filter(|key| self.torrents[key].members[at].wanted > 0).count();
+            assert_eq!(conn.down.wanted as usize, wanted, "wanted at {at:?}");
+            let holds = |torrent: &Torrent| torrent.active.values().filter(|a| a.holders().contains(&at)).count();
             let pieces: usize = self.torrents.values().map(holds).sum();
-            assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {id:?}");
-            assert_eq!(self.wanting.contains(id), conn.up.interested, "wanting {id:?}");
-            assert_eq!(self.allowed.contains(id), conn.down.allowance > 0, "allowed {id:?}");
+            assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {at:?}");
+            assert_eq!(self.wanting.contains(at), conn.up.interested, "wanting {at:?}");
+            assert_eq!(self.allowed.contains(at), conn.down.allowance > 0, "allowed {at:?}");
+            assert_eq!(conn.up.slots, conn.up.slots_taken(self.config.grant_bytes_min), "slots of {at:?}");
             let serving = conn.up.granted > 0 || conn.up.queued_bytes > 0;
-            assert_eq!(self.serving.contains(id), serving, "serving {id:?}");
-            assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {id:?}");
+            assert_eq!(self.serving.contains(at), serving, "serving {at:?}");
+            assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {at:?}");
             for (key, block) in &conn.down.inflight {
                 let active = self.torrents[key].active.get(&block.piece).expect("a requested block's piece is active");
-                assert!(active.holders().contains(id), "{id:?} holds {block:?}");
+                assert!(active.holders().contains(&at), "{at:?} holds {block:?}");
             }
         }
+        assert_eq!(self.slots_used, self.conns.values().map(|conn| conn.up.slots).sum::<u64>(), "upload slots");
         for (key, torrent) in &self.torrents {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
-            for (id, member) in &torrent.members {
-                assert!(self.conns[id].shared.contains(key), "{id:?} knows {key:?}");
+            for (at, member) in torrent.members.iter() {
+                assert!(self.conns[at].shared.contains(key), "{at:?} knows {key:?}");
                 let wanted = torrent.open.iter_and(&member.have).count();
-                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {id:?}");
+                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {at:?}");
             }
             assert_eq!(torrent.leechers, torrent.members.values().filter(|m| m.is_leecher()).count(), "leechers");
             for piece in torrent.geometry.pieces() {
@@ -509,8 +491,8 @@ impl Swarm {
     }
 
     /// The alias under which a peer opened a digest that is not open here.
-    fn waiting_alias(&self, conn: ConnId, digest: &Digest) -> Option<crate::wire::Alias> {
-        let remotes = &self.conns.get(&conn)?.remotes;
+    fn waiting_alias(&self, conn: ConnIndex, digest: &Digest) -> Option<crate::wire::Alias> {
+        let remotes = &self.conns.get(conn)?.remotes;
         remotes
             .iter()
             .find(|(_, remote)| remote.digest == *digest && matches!(remote.state, RemoteState::Waiting(_)))

@@ -6,10 +6,11 @@ use std::time::Duration;
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
 
 use crate::availability::Availability;
+use crate::dense::{ConnIndex, ConnMap};
 use crate::picker::Window;
 use crate::superseed::SuperSeed;
 use crate::wire::Alias;
-use crate::{Config, ConnId, OpenTorrent, ReaderId, Time};
+use crate::{Config, OpenTorrent, ReaderId, Time};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
 pub(crate) const CANDIDATES_MAX: usize = 256;
@@ -30,7 +31,7 @@ pub(crate) struct Torrent {
     pub(crate) active: BTreeMap<PieceIndex, Active>,
     pub(crate) availability: Availability,
     /// Connected peers that take part.
-    pub(crate) members: BTreeMap<ConnId, Member>,
+    pub(crate) members: ConnMap<Member>,
     /// Agents among the members that lack a piece.
     pub(crate) leechers: usize,
     pub(crate) super_seed: Option<SuperSeed>,
@@ -39,8 +40,8 @@ pub(crate) struct Torrent {
     pub(crate) candidates: BTreeMap<PeerId, PeerInfo>,
     /// How long a piece takes from request to verification, lately.
     pub(crate) piece_time: Option<Duration>,
-    /// Verified since the last flush: to be told to the members.
-    pub(crate) fresh: Vec<PieceIndex>,
+    /// Verified since it was opened, while pieces lack: what members are told of, in order.
+    pub(crate) gained: Vec<PieceIndex>,
     /// No leecher since.
     pub(crate) idle_since: Option<Time>,
     /// When neighbours were last asked for peers.
@@ -61,6 +62,8 @@ pub(crate) struct Member {
     pub(crate) revealed: Bitfield,
     /// Of those, how many it has not fetched.
     pub(crate) unfetched: u32,
+    /// How many of the torrent's `gained` the peer has been told of.
+    pub(crate) told: usize,
 }
 
 /// A piece between its first request and its verification.
@@ -81,7 +84,7 @@ pub(crate) enum Stage {
     Fetching {
         received: Vec<bool>,
         /// Connections asked for what is missing.
-        holders: Vec<ConnId>,
+        holders: Vec<ConnIndex>,
     },
     /// Every block is in; left by `handle_verified` or `handle_write_failed`.
     Verifying,
@@ -113,13 +116,13 @@ impl Torrent {
             begun: BTreeSet::new(),
             active: BTreeMap::new(),
             availability: Availability::new(&geometry),
-            members: BTreeMap::new(),
+            members: ConnMap::default(),
             leechers: 0,
             super_seed: super_seed.then(|| SuperSeed::new(&geometry)),
             readers: BTreeMap::new(),
             candidates: BTreeMap::new(),
             piece_time: None,
-            fresh: Vec::new(),
+            gained: Vec::new(),
             idle_since: Some(now),
             searched_at: now,
         }
@@ -166,7 +169,7 @@ impl Torrent {
             .iter()
             .filter(|(piece, active)| {
                 let &[holder] = active.holders() else { return false };
-                let others = || self.members.iter().filter(|(member, _)| **member != holder);
+                let others = || self.members.iter().filter(|(member, _)| *member != holder);
                 let late = now.since(active.progress_at) > patience && !self.begun.contains(piece);
                 late && others().any(|(_, member)| member.have.contains(**piece))
             })
@@ -190,7 +193,7 @@ impl Active {
     }
 
     /// Connections asked for what is missing.
-    pub(crate) fn holders(&self) -> &[ConnId] {
+    pub(crate) fn holders(&self) -> &[ConnIndex] {
         match &self.stage {
             Stage::Fetching { holders, .. } => holders,
             Stage::Verifying => &[],

@@ -93,6 +93,43 @@ fn a_piece_from_upstream_is_passed_on() {
 }
 
 #[test]
+fn a_peer_that_wants_nothing_yet_hears_of_a_piece_at_once() {
+    let mut net = Net::new(2, 4);
+    let (key, _) = (net.leech(0), net.leech(1));
+    net.connect(1, 0);
+    net.run_for(1);
+    let (begun, piece) = (net.now, net.geometry.piece(2).unwrap());
+    net.nodes[0].add_piece(net.now, key, piece);
+    let have = Frame::Control(Message::Have { alias: key.alias(), pieces: [2].into_iter().collect() });
+    net.run_until("told", 1, |net| net.sent.contains(&(0, 1, have.clone())));
+    assert_eq!(net.now, begun);
+}
+
+#[test]
+fn an_interested_peer_hears_of_pieces_when_it_is_unchoked() {
+    let mut net = Net::with(3, 41, Config { upload_slots: 1, ..Config::default() });
+    let key = net.leech(0);
+    (1..3).for_each(|node| {
+        net.leech(node);
+        net.connect(node, 0);
+    });
+    let pieces: Vec<_> = net.geometry.pieces().collect();
+    let (first, rest) = pieces[..40].split_at(10);
+    first.iter().for_each(|piece| net.nodes[0].add_piece(net.now, key, *piece));
+    // Both are interested now, and one of them is being served.
+    net.run_until("served", 1, |net| blocks_sent(net, 0) > 0);
+    let before = net.sent.len();
+    rest.iter().for_each(|piece| net.nodes[0].add_piece(net.now, key, *piece));
+    let is_have = |frame: &Frame| matches!(frame, Frame::Control(Message::Have { .. }));
+    let told = |net: &Net| net.sent[before..].iter().find(|(from, _, frame)| *from == 0 && is_have(frame)).cloned();
+    net.run_until("told", 1, |net| told(net).is_some());
+    let (_, to, _) = told(&net).unwrap();
+    let to_it: Vec<_> =
+        net.sent[before..].iter().filter(|sent| (sent.0, sent.1) == (0, to)).map(|sent| &sent.2).collect();
+    assert!(is_have(to_it[0]) && matches!(to_it[1], Frame::Control(Message::Unchoke { .. })), "{to_it:?}");
+}
+
+#[test]
 fn a_lone_reader_is_served_in_order() {
     let mut net = Net::new(2, 64);
     net.seed(0);

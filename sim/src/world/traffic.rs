@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shoal_meta::BlockRef;
 use shoal_swarm::wire::{Alias, BlockHeader, Message};
-use shoal_swarm::{BlockOutcome, ConnId, Frame, Time, TorrentKey, Transmit};
+use shoal_swarm::{BlockOutcome, ConnId, Frame, Time, Transmit};
 
 use super::{Happening, World, slot};
 use crate::link::{End, control_length};
@@ -66,14 +66,14 @@ impl World<'_> {
     /// A block is the one its connection sends now: where sockets buffer, that is when it is sent for the swarm.
     fn begun(&mut self, outgoing: Outgoing, end: usize) {
         if self.scenario.sockets_buffer {
-            let Outgoing { conn, torrent, block } = outgoing;
-            self.queue.push_at(self.now, Happening::Buffered { conn, end: side(end), torrent, block });
+            let Outgoing { conn, block, .. } = outgoing;
+            self.queue.push_at(self.now, Happening::Buffered { conn, end: side(end), block });
         }
     }
 
-    pub(super) fn buffered(&mut self, conn: u32, end: usize, torrent: TorrentKey, block: BlockRef) {
+    pub(super) fn buffered(&mut self, conn: u32, end: usize, block: BlockRef) {
         if let Some(node) = self.open_end(conn, end) {
-            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), torrent, block);
+            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), block);
             self.touch(node);
         }
     }
@@ -109,7 +109,7 @@ impl World<'_> {
             self.begun(next, end);
         }
         if !self.scenario.sockets_buffer {
-            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), torrent, block);
+            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), block);
             self.touch(node);
         }
     }

@@ -7,6 +7,7 @@ use rand::{Rng as _, RngExt as _};
 use shoal_meta::{Digest, PeerId, PeerInfo, Role};
 
 use super::Swarm;
+use crate::dense::ConnIndex;
 use crate::torrent::{CANDIDATES_MAX, Member};
 use crate::wire::{Message, PEERS_LENGTH_MAX};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
@@ -99,6 +100,9 @@ impl Swarm {
         let target = (self.config.connections_soft_max / 2).max(1);
         let mut reached =
             torrent.members.len() + self.discovery.dialling.values().filter(|&&dialling| dialling == key).count();
+        if reached >= target {
+            return;
+        }
         let mut ready: Vec<PeerInfo> = torrent
             .candidates
             .values()
@@ -139,7 +143,7 @@ impl Swarm {
                 let moved = |c: &crate::connection::Connection| c.down.rate.get(self.now) + c.up.rate.get(self.now);
                 moved(a).total_cmp(&moved(b))
             })
-            .map(|(&conn, _)| conn);
+            .map(|(conn, _)| conn);
         if let Some(conn) = useless {
             self.disconnect(conn, DisconnectReason::Surplus);
         }
@@ -147,23 +151,23 @@ impl Swarm {
     }
 
     /// Tells a newcomer some of the torrent's other members (peer exchange, BEP 11).
-    pub(super) fn introduce(&mut self, conn: ConnId, key: TorrentKey) {
+    pub(super) fn introduce(&mut self, conn: ConnIndex, key: TorrentKey) {
         let torrent = &self.torrents[&key];
-        if torrent.members.len() < 2 || !torrent.members.get(&conn).is_some_and(Member::is_leecher) {
+        if torrent.members.len() < 2 || !torrent.members.get(conn).is_some_and(Member::is_leecher) {
             return;
         }
-        let mut others: Vec<_> = torrent.members.keys().copied().filter(|&other| other != conn).collect();
+        let mut others: Vec<_> = torrent.members.indices().iter().filter(|&other| other != conn).collect();
         let mut peers = Vec::new();
         while peers.len() < INTRODUCTIONS && !others.is_empty() {
             let other = others.swap_remove(self.rng.random_range(0..others.len()));
-            peers.push(self.conns[&other].peer.clone());
+            peers.push(self.conns[other].peer.clone());
         }
         let digest = torrent.digest;
         self.send(conn, Message::PeerExchange { digest, peers });
     }
 
     /// A peer told us of others: candidates, and the answer to a neighbour's search.
-    pub(super) fn exchanged(&mut self, conn: ConnId, digest: Digest, peers: &[PeerInfo]) {
+    pub(super) fn exchanged(&mut self, conn: ConnIndex, digest: Digest, peers: &[PeerInfo]) {
         if let Some(&key) = self.by_digest.get(&digest) {
             self.add_peers(self.now, key, peers);
         }
@@ -173,8 +177,8 @@ impl Swarm {
             .queries
             .values()
             .filter(|(_, of, until)| *of == digest && now < *until)
-            .filter_map(|(asker, _, _)| *asker)
-            .filter(|asker| *asker != conn && self.conns.contains_key(asker))
+            .filter_map(|(asker, _, _)| self.by_id.get(&(*asker)?).copied())
+            .filter(|asker| *asker != conn)
             .collect();
         for asker in askers {
             self.send(asker, Message::PeerExchange { digest, peers: peers.to_vec() });
@@ -182,14 +186,14 @@ impl Swarm {
     }
 
     /// A neighbour searches for peers: answer what we know, and pass the search on while it has hops left.
-    pub(super) fn asked_for_peers(&mut self, conn: ConnId, digest: Digest, hops: u32, query: u64) {
-        if !self.remember_query(query, Some(conn), digest) {
+    pub(super) fn asked_for_peers(&mut self, conn: ConnIndex, digest: Digest, hops: u32, query: u64) {
+        if !self.remember_query(query, self.conns.get(conn).map(|state| state.id), digest) {
             return;
         }
         match self.by_digest.get(&digest).and_then(|key| self.torrents.get(key)) {
             Some(torrent) => {
-                let others = torrent.members.keys().filter(|&&other| other != conn);
-                let mut peers: Vec<_> = others.map(|other| self.conns[other].peer.clone()).collect();
+                let others = torrent.members.iter().filter(|(other, _)| *other != conn);
+                let mut peers: Vec<_> = others.map(|(other, _)| self.conns[other].peer.clone()).collect();
                 peers.truncate(PEERS_LENGTH_MAX - 1);
                 if !torrent.have.is_empty() {
                     peers.push(self.me.clone());
@@ -206,8 +210,8 @@ impl Swarm {
     /// The answer to an `Event::FindTorrent`: whether the store holds the blob.
     pub fn handle_find_answer(&mut self, now: Time, query: u64, digest: Digest, held: bool) {
         self.now = now;
-        let asker = self.discovery.queries.get(&query).and_then(|(asker, _, _)| *asker);
-        if let (true, Some(asker)) = (held, asker.filter(|asker| self.conns.contains_key(asker))) {
+        let asker = self.discovery.queries.get(&query).and_then(|(asker, _, _)| self.by_id.get(&(*asker)?).copied());
+        if let (true, Some(asker)) = (held, asker) {
             let peers = vec![self.me.clone()];
             self.send(asker, Message::PeerExchange { digest, peers });
         }
@@ -228,8 +232,8 @@ impl Swarm {
         new
     }
 
-    fn search(&mut self, digest: Digest, hops: u32, query: u64, not: Option<ConnId>) {
-        let mut neighbours: Vec<_> = self.conns.keys().copied().filter(|&conn| Some(conn) != not).collect();
+    fn search(&mut self, digest: Digest, hops: u32, query: u64, not: Option<ConnIndex>) {
+        let mut neighbours: Vec<_> = self.conns.indices().iter().filter(|&conn| Some(conn) != not).collect();
         for _ in 0..SEARCH_NEIGHBOURS.min(neighbours.len()) {
             let conn = neighbours.swap_remove(self.rng.random_range(0..neighbours.len()));
             self.send(conn, Message::FindPeers { digest, hops, query });

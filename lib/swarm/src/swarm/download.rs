@@ -7,6 +7,7 @@ use shoal_meta::{BlockRef, PieceIndex};
 
 use super::Swarm;
 use crate::connection::{DEPTH_MIN, EXPIRED_MAX};
+use crate::dense::{ConnIndex, ConnSet};
 use crate::picker::{self, View};
 use crate::torrent::{Active, Stage};
 use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
@@ -21,34 +22,35 @@ const DEPTH_MAX: u32 = 256;
 const SNUBS_MAX: u32 = 3;
 
 impl Swarm {
-    pub(super) fn unchoked(&mut self, conn: ConnId, pieces: u32) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    pub(super) fn unchoked(&mut self, conn: ConnIndex, pieces: u32) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         if state.down.interested {
             state.down.allowance = state.down.allowance.saturating_add(pieces);
             if state.down.allowance > 0 {
                 self.allowed.insert(conn);
                 self.dirty.holding.insert(conn);
+                self.dirty.interest.insert(conn);
             }
         }
         Ok(())
     }
 
-    pub(super) fn choked(&mut self, conn: ConnId) -> Result<(), Violation> {
+    pub(super) fn choked(&mut self, conn: ConnIndex) -> Result<(), Violation> {
         self.void_allowance(conn);
         Ok(())
     }
 
-    pub(super) fn void_allowance(&mut self, conn: ConnId) {
-        if let Some(state) = self.conns.get_mut(&conn) {
+    pub(super) fn void_allowance(&mut self, conn: ConnIndex) {
+        if let Some(state) = self.conns.get_mut(conn) {
             state.down.allowance = 0;
-            self.allowed.remove(&conn);
-            self.dirty.holding.remove(&conn);
+            self.allowed.remove(conn);
+            self.dirty.holding.remove(conn);
         }
     }
 
     /// Spends allowances while there is room in flight.
     pub(super) fn fill_all(&mut self) {
-        let mut holding: Vec<_> = self.dirty.holding.iter().copied().collect();
+        let mut holding: Vec<_> = std::mem::take(&mut self.dirty.holding).iter().collect();
         if holding.len() > 1 {
             let from = self.rng.random_range(0..holding.len());
             holding.rotate_left(from);
@@ -59,7 +61,7 @@ impl Swarm {
             }
         }
         // What could not be spent is tried again when a block comes, or the peer has more to give.
-        self.dirty.holding.clear();
+        self.dirty.holding = ConnSet::default();
     }
 
     /// Refuses what was granted and cannot be used, so that the slots go to others at once; asks again when there is room.
@@ -71,7 +73,7 @@ impl Swarm {
         }
         // What is begun may be asked for without room.
         if self.has_room() || self.torrents.values().any(|torrent| !torrent.begun.is_empty()) {
-            self.dirty.interest.append(&mut self.declined);
+            self.dirty.interest.extend(&std::mem::take(&mut self.declined));
         } else {
             self.declined.extend(&self.allowed);
             self.dirty.interest.extend(&self.allowed);
@@ -92,16 +94,16 @@ impl Swarm {
     }
 
     /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
-    fn choose(&mut self, conn: ConnId) -> Option<(TorrentKey, PieceIndex)> {
-        let state = self.conns.get(&conn)?;
-        let wanted = state.shared.iter().map(|key| (*key, self.torrents[key].members[&conn].wanted));
+    fn choose(&mut self, conn: ConnIndex) -> Option<(TorrentKey, PieceIndex)> {
+        let state = self.conns.get(conn)?;
+        let wanted = state.shared.iter().map(|key| (*key, self.torrents[key].members[conn].wanted));
         let wanted: Vec<_> = wanted.filter(|(_, wanted)| *wanted > 0).collect();
         let total: u32 = wanted.iter().map(|(_, wanted)| wanted).sum();
         if total == 0 || state.down.allowance == 0 || state.down.pieces >= state.down.depth {
             return None;
         }
         let room = self.has_room();
-        let mut at = if wanted.len() > 1 { self.rng.random_range(0..total) } else { 0 };
+        let mut at: u32 = if wanted.len() > 1 { self.rng.random_range(0..total) } else { 0 };
         let first = wanted.iter().position(|(_, wanted)| {
             let here = at < *wanted;
             at = at.saturating_sub(*wanted);
@@ -113,7 +115,7 @@ impl Swarm {
             if !room && torrent.begun.is_empty() {
                 continue;
             }
-            let member = &torrent.members[&conn];
+            let member = &torrent.members[conn];
             let holds = |piece: &&PieceIndex| torrent.active.get(piece).is_some_and(|a| a.holders().contains(&conn));
             let asked: Vec<_> = torrent.begun.iter().filter(holds).copied().collect();
             let view = View {
@@ -137,8 +139,8 @@ impl Swarm {
     }
 
     /// Asks a peer for what is missing of a piece.
-    fn request(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
-        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+    fn request(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get_mut(&key)) else { return };
         let geometry = torrent.geometry;
         let active = torrent.active.entry(piece).or_insert_with(|| Active::new(self.now, geometry.block_count(piece)));
         active.progress_at = self.now;
@@ -155,7 +157,7 @@ impl Swarm {
         }
         state.down.allowance -= 1;
         if state.down.allowance == 0 {
-            self.allowed.remove(&conn);
+            self.allowed.remove(conn);
         }
         state.down.pieces += 1;
         self.set_open(key, piece, false);
@@ -171,12 +173,13 @@ impl Swarm {
     /// When the peer broke the protocol; `Event::Disconnect` follows and the bytes are to be thrown away.
     pub fn handle_block(&mut self, now: Time, conn: ConnId, header: BlockHeader) -> Result<BlockOutcome, Violation> {
         self.now = now;
+        let conn = *self.by_id.get(&conn).ok_or(Violation::UnrequestedBlock)?;
         self.block_came(conn, header).inspect_err(|&violation| self.violate(conn, violation))
     }
 
-    fn block_came(&mut self, conn: ConnId, header: BlockHeader) -> Result<BlockOutcome, Violation> {
+    fn block_came(&mut self, conn: ConnIndex, header: BlockHeader) -> Result<BlockOutcome, Violation> {
         let BlockHeader { alias, block } = header;
-        let state = self.conns.get_mut(&conn).ok_or(Violation::UnrequestedBlock)?;
+        let state = self.conns.get_mut(conn).ok_or(Violation::UnrequestedBlock)?;
         let late = state.down.expired.remove(&(alias, block));
         let Some(key) = state.attached(alias) else {
             return if late { Ok(BlockOutcome::Duplicate) } else { Err(Violation::UnknownAlias) };
@@ -223,7 +226,7 @@ impl Swarm {
         let Stage::Fetching { holders, .. } = std::mem::replace(&mut active.stage, Stage::Verifying) else { return };
         self.quickest.add(self.now, self.now.since(active.begun_at));
         for holder in holders {
-            if let Some(state) = self.conns.get_mut(&holder) {
+            if let Some(state) = self.conns.get_mut(holder) {
                 state.down.pieces -= 1;
                 state.down.depth = (state.down.depth + 1).min(DEPTH_MAX);
             }
@@ -290,8 +293,8 @@ impl Swarm {
         self.events.push_back(Event::PieceDropped { torrent: key, piece });
     }
 
-    pub(super) fn rejected(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    pub(super) fn rejected(&mut self, conn: ConnIndex, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         for block in blocks {
             state.down.expired.remove(&(alias, *block));
         }
@@ -299,7 +302,7 @@ impl Swarm {
         let geometry = self.torrents[&key].geometry;
         for block in blocks {
             let block = block.check(&geometry).ok_or(Violation::OutOfRange)?;
-            let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+            let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
             if state.down.inflight.remove(&(key, block)) {
                 self.requested_bytes -= u64::from(block.length);
                 // Some of the piece is refused: take the rest back too, so that it goes to one peer as a whole.
@@ -312,8 +315,8 @@ impl Swarm {
     }
 
     /// Takes back what was asked of a peer and tells it so.
-    fn cancel(&mut self, conn: ConnId, key: TorrentKey, select: impl Fn(BlockRef) -> bool) {
-        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(&conn)) else { return };
+    fn cancel(&mut self, conn: ConnIndex, key: TorrentKey, select: impl Fn(BlockRef) -> bool) {
+        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(conn)) else { return };
         let blocks = self.take_back(conn, key, member.alias, select);
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
             let blocks = blocks.iter().copied().map(WireBlock::from).collect();
@@ -324,19 +327,19 @@ impl Swarm {
     /// Takes back what was asked of a peer; pieces that nobody else is asked for are open again.
     pub(super) fn take_back(
         &mut self,
-        conn: ConnId,
+        conn: ConnIndex,
         key: TorrentKey,
         alias: Alias,
         select: impl Fn(BlockRef) -> bool,
     ) -> Vec<BlockRef> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Vec::new() };
+        let Some(state) = self.conns.get_mut(conn) else { return Vec::new() };
         let blocks = state.down.expire(key, alias, select);
         let mut last = None;
         for block in &blocks {
             self.requested_bytes -= u64::from(block.length);
             if last != Some(block.piece) {
                 last = Some(block.piece);
-                let still = self.conns[&conn].down.inflight.iter().any(|(k, b)| *k == key && b.piece == block.piece);
+                let still = self.conns[conn].down.inflight.iter().any(|(k, b)| *k == key && b.piece == block.piece);
                 if !still {
                     self.lose_holder(conn, key, block.piece);
                 }
@@ -345,13 +348,13 @@ impl Swarm {
         blocks
     }
 
-    fn lose_holder(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
+    fn lose_holder(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let Some(active) = torrent.active.get_mut(&piece) else { return };
         let Stage::Fetching { received, holders } = &mut active.stage else { return };
         if let Some(at) = holders.iter().position(|holder| *holder == conn) {
             holders.swap_remove(at);
-            if let Some(state) = self.conns.get_mut(&conn) {
+            if let Some(state) = self.conns.get_mut(conn) {
                 state.down.pieces -= 1;
             }
         }
@@ -366,7 +369,7 @@ impl Swarm {
 
     /// Room was made in flight: allowances held back may be spent.
     fn retry_holding(&mut self) {
-        self.dirty.holding.extend(self.allowed.iter().filter(|conn| self.conns[conn].down.wanted > 0));
+        self.dirty.holding.extend(&self.allowed);
     }
 
     /// Deals with peers that owe us blocks and send none, and with pieces late at their only holder.
@@ -376,19 +379,19 @@ impl Swarm {
             .conns
             .iter()
             .filter(|(_, c)| !c.down.inflight.is_empty() && self.now.since(c.down.progress_at) >= timeout)
-            .map(|(&conn, _)| conn)
+            .map(|(conn, _)| conn)
             .collect();
         for conn in snubbed {
             self.snub(conn);
         }
-        let silent = self.conns.iter().find(|(_, c)| c.down.expired.len() > EXPIRED_MAX).map(|(&conn, _)| conn);
+        let silent = self.conns.iter().find(|(_, c)| c.down.expired.len() > EXPIRED_MAX).map(|(conn, _)| conn);
         if let Some(conn) = silent {
             self.violate(conn, Violation::LimitExceeded("requests neither answered nor rejected"));
         }
         for key in self.torrents.keys().copied().collect::<Vec<_>>() {
             for piece in self.torrents[&key].late(self.now) {
                 let holder = self.torrents[&key].active[&piece].holders().first().copied();
-                if let Some(state) = holder.and_then(|holder| self.conns.get_mut(&holder)) {
+                if let Some(state) = holder.and_then(|holder| self.conns.get_mut(holder)) {
                     state.down.depth = (state.down.depth / 2).max(DEPTH_MIN);
                 }
                 self.set_open(key, piece, true);
@@ -397,8 +400,8 @@ impl Swarm {
         self.retry_holding();
     }
 
-    fn snub(&mut self, conn: ConnId) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    fn snub(&mut self, conn: ConnIndex) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
         state.down.snubs += 1;
         if state.down.snubs >= SNUBS_MAX {
             let peer = state.peer.id;

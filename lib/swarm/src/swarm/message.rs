@@ -4,6 +4,7 @@ use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
 use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
+use crate::dense::ConnIndex;
 use crate::torrent::Member;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
@@ -14,24 +15,29 @@ impl Swarm {
     pub fn handle_connected(&mut self, now: Time, conn: ConnId, peer: PeerInfo, dialled: bool) {
         self.now = now;
         self.discovery.dialling.remove(&peer.id);
-        if let Err(reason) = self.admit(&peer, dialled) {
-            if reason == DisconnectReason::Surplus {
-                self.back_off(peer.id);
+        let index = match self.admit(&peer, dialled) {
+            Ok(index) => index,
+            Err(reason) => {
+                if reason == DisconnectReason::Surplus {
+                    self.back_off(peer.id);
+                }
+                self.events.push_back(Event::Disconnect { conn, reason });
+                return;
             }
-            self.events.push_back(Event::Disconnect { conn, reason });
-            return;
-        }
+        };
         self.discovery.backoff.remove(&peer.id);
-        self.by_peer.insert(peer.id, conn);
-        self.conns.insert(conn, Connection::new(now, peer, dialled));
+        self.by_peer.insert(peer.id, index);
+        self.by_id.insert(conn, index);
+        self.conns.insert(index, Connection::new(now, conn, peer, dialled));
         let leeching: Vec<_> =
             self.torrents.iter().filter(|(_, torrent)| torrent.is_leech()).map(|(&key, _)| key).collect();
         for key in leeching {
-            self.send_open(conn, key);
+            self.send_open(index, key);
         }
     }
 
-    fn admit(&mut self, peer: &PeerInfo, dialled: bool) -> Result<(), DisconnectReason> {
+    /// Makes room for a connection.
+    fn admit(&mut self, peer: &PeerInfo, dialled: bool) -> Result<ConnIndex, DisconnectReason> {
         if peer.id == self.me.id {
             return Err(DisconnectReason::Duplicate);
         }
@@ -42,7 +48,7 @@ impl Swarm {
             // Both ends dialled at once: both keep the connection that the lower id dialled. The same end dialled
             // twice: the old connection is dead and it knows.
             let dialler = |dialled: bool| if dialled { self.me.id } else { peer.id };
-            let (ours, theirs) = (dialler(self.conns[&old].dialled), dialler(dialled));
+            let (ours, theirs) = (dialler(self.conns[old].dialled), dialler(dialled));
             if ours < theirs {
                 return Err(DisconnectReason::Duplicate);
             }
@@ -53,16 +59,16 @@ impl Swarm {
         if !origin && self.conns.len() >= self.config.connections_max && !self.prune() {
             return Err(DisconnectReason::Surplus);
         }
-        Ok(())
+        self.conns.vacant().ok_or(DisconnectReason::Surplus)
     }
 
     /// A connection is gone.
     pub fn handle_disconnected(&mut self, now: Time, conn: ConnId) {
         self.now = now;
-        if let Some(peer) = self.conns.get(&conn).map(|conn| conn.peer.id) {
-            self.back_off(peer);
+        if let Some(&conn) = self.by_id.get(&conn) {
+            self.back_off(self.conns[conn].peer.id);
+            self.forget_conn(conn);
         }
-        self.forget_conn(conn);
         // The peer may have refused us for want of room: there are others.
         self.dial_all();
     }
@@ -71,9 +77,7 @@ impl Swarm {
     /// a connection that is gone is ignored.
     pub fn handle_message(&mut self, now: Time, conn: ConnId, message: Message) {
         self.now = now;
-        if !self.conns.contains_key(&conn) {
-            return;
-        }
+        let Some(&conn) = self.by_id.get(&conn) else { return };
         let result = match message {
             Message::Hello { .. } => Err(Violation::OutOfPlace),
             Message::OpenTorrent { alias, digest, geometry, have } => {
@@ -104,8 +108,8 @@ impl Swarm {
     }
 
     /// Tells a peer that we take part in a torrent.
-    pub(super) fn send_open(&mut self, conn: ConnId, key: TorrentKey) {
-        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get(&key)) else { return };
+    pub(super) fn send_open(&mut self, conn: ConnIndex, key: TorrentKey) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get(&key)) else { return };
         if !state.opened.insert(key) {
             return;
         }
@@ -115,7 +119,7 @@ impl Swarm {
     }
 
     /// Tells a peer what we got between our OpenTorrent and its own: only members are told as it comes.
-    fn catch_up(&mut self, conn: ConnId, key: TorrentKey) {
+    fn catch_up(&mut self, conn: ConnIndex, key: TorrentKey) {
         let torrent = &self.torrents[&key];
         let alias = key.alias();
         if torrent.super_seed.is_some() {
@@ -132,21 +136,21 @@ impl Swarm {
     }
 
     /// Tells a peer that we no longer take part.
-    pub(super) fn send_close(&mut self, conn: ConnId, key: TorrentKey) {
-        if self.conns.get_mut(&conn).is_some_and(|state| state.opened.remove(&key)) {
+    pub(super) fn send_close(&mut self, conn: ConnIndex, key: TorrentKey) {
+        if self.conns.get_mut(conn).is_some_and(|state| state.opened.remove(&key)) {
             self.send(conn, Message::CloseTorrent { alias: key.alias() });
         }
     }
 
     fn remote_opened(
         &mut self,
-        conn: ConnId,
+        conn: ConnIndex,
         alias: Alias,
         digest: Digest,
         geometry: Geometry,
         have: Bitfield,
     ) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         if state.remotes.contains_key(&alias) {
             return Err(Violation::OutOfPlace);
         }
@@ -154,13 +158,14 @@ impl Swarm {
         if state.remotes.len() >= REMOTES_MAX || state.remote_bytes > REMOTE_BITFIELD_BYTES_MAX {
             return Err(Violation::LimitExceeded("open torrents"));
         }
-        state.remotes.insert(alias, Remote { digest, geometry, state: RemoteState::Waiting(have) });
+        let remote = Remote { digest, geometry, state: RemoteState::Waiting(have) };
+        state.remotes.insert(alias, Box::new(remote));
         match self.by_digest.get(&digest) {
             Some(&key) => {
                 if self.torrents[&key].geometry != geometry {
                     return Err(Violation::GeometryMismatch);
                 }
-                if self.conns[&conn].opened.contains(&key) {
+                if self.conns[conn].opened.contains(&key) {
                     self.catch_up(conn, key);
                 } else {
                     self.send_open(conn, key);
@@ -172,18 +177,18 @@ impl Swarm {
         Ok(())
     }
 
-    fn remote_closed(&mut self, conn: ConnId, alias: Alias) -> Result<(), Violation> {
-        if let Some(key) = self.conns.get(&conn).and_then(|state| state.attached(alias)) {
+    fn remote_closed(&mut self, conn: ConnIndex, alias: Alias) -> Result<(), Violation> {
+        if let Some(key) = self.conns.get(conn).and_then(|state| state.attached(alias)) {
             self.detach(conn, key);
         }
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let remote = state.remotes.remove(&alias).ok_or(Violation::UnknownAlias)?;
         state.remote_bytes -= bitfield_bytes(&remote.geometry);
         Ok(())
     }
 
-    fn remote_has(&mut self, conn: ConnId, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    fn remote_has(&mut self, conn: ConnIndex, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
         let geometry = remote.geometry;
         let key = match &mut remote.state {
@@ -204,8 +209,8 @@ impl Swarm {
         Ok(())
     }
 
-    fn remote_has_all(&mut self, conn: ConnId, alias: Alias) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    fn remote_has_all(&mut self, conn: ConnIndex, alias: Alias) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
         let geometry = remote.geometry;
         match &mut remote.state {
@@ -219,9 +224,9 @@ impl Swarm {
         Ok(())
     }
 
-    fn member_has(&mut self, conn: ConnId, key: TorrentKey, piece: PieceIndex) {
+    fn member_has(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
-        let Some(member) = torrent.members.get_mut(&conn) else { return };
+        let Some(member) = torrent.members.get_mut(conn) else { return };
         let leecher = member.is_leecher();
         if !member.have.insert(piece) {
             return;
@@ -233,11 +238,11 @@ impl Swarm {
         }
         if torrent.open.contains(piece) {
             member.wanted += 1;
-            if let (1, Some(state)) = (member.wanted, self.conns.get_mut(&conn)) {
+            if let (1, Some(state)) = (member.wanted, self.conns.get_mut(conn)) {
                 state.down.wanted += 1;
                 self.dirty.interest.insert(conn);
             }
-            if self.allowed.contains(&conn) {
+            if self.allowed.contains(conn) {
                 self.dirty.holding.insert(conn);
             }
         }
@@ -251,8 +256,8 @@ impl Swarm {
     }
 
     /// Brings together a torrent open here and the peer's side of it.
-    pub(super) fn attach(&mut self, conn: ConnId, alias: Alias, key: TorrentKey) {
-        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
+    pub(super) fn attach(&mut self, conn: ConnIndex, alias: Alias, key: TorrentKey) {
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get_mut(&key)) else { return };
         let Some(remote) = state.remotes.get_mut(&alias) else { return };
         if remote.geometry != torrent.geometry || state.shared.contains(&key) {
             self.violate(conn, Violation::GeometryMismatch);
@@ -266,7 +271,8 @@ impl Swarm {
         state.down.wanted += u32::from(wanted > 0);
         state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
         let revealed = Bitfield::empty(&torrent.geometry);
-        let member = Member { alias, role: state.peer.role, have, wanted, revealed, unfetched: 0 };
+        let member =
+            Member { alias, role: state.peer.role, have, wanted, revealed, unfetched: 0, told: torrent.gained.len() };
         if member.is_leecher() {
             torrent.leechers += 1;
             torrent.idle_since = None;
@@ -277,19 +283,20 @@ impl Swarm {
         if torrent.super_seed.is_some() {
             self.dirty.reveal.insert((key, conn));
         }
+        self.note_serving(conn);
         self.end_super_seed(key);
         self.introduce(conn, key);
         self.part_if_both_full(conn, key);
     }
 
     /// Takes a peer out of a torrent; what it was asked for is open again.
-    pub(super) fn detach(&mut self, conn: ConnId, key: TorrentKey) {
-        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(&conn)) else { return };
+    pub(super) fn detach(&mut self, conn: ConnIndex, key: TorrentKey) {
+        let Some(member) = self.torrents.get(&key).and_then(|torrent| torrent.members.get(conn)) else { return };
         let alias = member.alias;
         self.take_back(conn, key, alias, |_| true);
         self.drop_uploads(conn, key);
-        let (Some(state), Some(torrent)) = (self.conns.get_mut(&conn), self.torrents.get_mut(&key)) else { return };
-        let Some(member) = torrent.members.remove(&conn) else { return };
+        let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get_mut(&key)) else { return };
+        let Some(member) = torrent.members.remove(conn) else { return };
         state.shared.remove(&key);
         state.down.wanted -= u32::from(member.wanted > 0);
         torrent.availability.remove_all(&member.have);
@@ -308,12 +315,13 @@ impl Swarm {
         }
         let longest = state.shared.iter().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
         state.up.piece_length = longest.unwrap_or(0);
+        self.note_serving(conn);
     }
 
     /// Two seeders have nothing to tell each other about a torrent.
-    pub(super) fn part_if_both_full(&mut self, conn: ConnId, key: TorrentKey) {
+    pub(super) fn part_if_both_full(&mut self, conn: ConnIndex, key: TorrentKey) {
         let parting = self.torrents.get(&key).is_some_and(|torrent| {
-            let full = torrent.members.get(&conn).is_some_and(|member| member.have.is_full());
+            let full = torrent.members.get(conn).is_some_and(|member| member.have.is_full());
             full && !torrent.is_leech() && torrent.super_seed.is_none()
         });
         if parting {

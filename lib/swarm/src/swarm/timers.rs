@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Swarm;
 use crate::{Event, Time};
 
-/// How often late pieces, snubbed peers and unused grants are looked for while anything is under way.
+/// How often late pieces, snubbed peers and unused grants are looked for while anything is under way, and the longest that a
+/// peer waits to hear of a piece.
 const TICK: Duration = Duration::from_millis(100);
 /// How often dials, searches and idle torrents are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -18,6 +19,7 @@ impl Swarm {
             self.next_tick = now + TICK;
             self.check_progress();
             self.check_grants();
+            self.tell_everyone();
         }
         if self.choker.timeout().is_some_and(|at| now >= at) {
             self.dirty.slots = true;

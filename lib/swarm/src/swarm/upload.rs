@@ -4,23 +4,25 @@ use shoal_meta::BlockRef;
 
 use super::{SEND_WINDOW_BLOCKS, Swarm};
 use crate::choker::{Decision, View};
+use crate::dense::ConnIndex;
 use crate::superseed::SuperSeed;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Pieces, WireBlock};
-use crate::{ConnId, Frame, Time, TorrentKey, Transmit, Violation};
+use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
 /// Blocks one peer may have waiting here.
 const QUEUE_MAX: usize = 8192;
 
 impl Swarm {
-    pub(super) fn remote_interested(&mut self, conn: ConnId, interested: bool) -> Result<(), Violation> {
-        if let Some(state) = self.conns.get_mut(&conn) {
+    pub(super) fn remote_interested(&mut self, conn: ConnIndex, interested: bool) -> Result<(), Violation> {
+        if let Some(state) = self.conns.get_mut(conn) {
             state.up.interested = interested;
             if interested {
                 self.wanting.insert(conn);
             } else {
                 state.up.granted = 0;
-                self.wanting.remove(&conn);
+                self.wanting.remove(conn);
                 self.note_serving(conn);
+                self.tell_all_news(conn);
             }
             self.dirty.slots = true;
         }
@@ -29,11 +31,12 @@ impl Swarm {
 
     /// Gives free slots to interested peers, as the policy says.
     pub(super) fn hand_out_slots(&mut self) {
-        let used = self.serving.iter().map(|conn| self.view(*conn).slots).sum();
-        if self.wanting.is_empty() || !self.choker.has_free(used) {
+        if self.wanting.is_empty() || !self.choker.has_free(self.slots_used) {
             return;
         }
-        let mut views: Vec<View> = self.wanting.union(&self.serving).map(|conn| self.view(*conn)).collect();
+        let mut concerned = self.wanting.clone();
+        concerned.extend(&self.serving);
+        let mut views: Vec<View> = concerned.iter().map(|conn| self.view(conn)).collect();
         for decision in self.choker.decide(self.now, &mut views, &mut self.rng) {
             match decision {
                 Decision::Grant(conn, slots) => self.grant(conn, slots),
@@ -43,49 +46,47 @@ impl Swarm {
     }
 
     /// How a peer that wants something, or is being served, looks to the choker.
-    fn view(&self, conn: ConnId) -> View {
+    fn view(&self, conn: ConnIndex) -> View {
         let rates = self.choker.ranks_by_rate();
-        if !rates && !self.serving.contains(&conn) {
+        if !rates && !self.serving.contains(conn) {
             // Most are not being served; their connections need not be looked at.
             return View { conn, interested: true, slots: 0, rate_in: 0.0, rate_out: 0.0 };
         }
-        let state = &self.conns[&conn];
-        let outstanding = u64::from(state.up.granted) * state.up.piece_length + state.up.queued_bytes;
-        let slot = (self.pieces_per_slot(conn) * state.up.piece_length).max(1);
+        let state = &self.conns[conn];
         View {
             conn,
             interested: state.up.interested,
-            slots: outstanding.div_ceil(slot),
+            slots: state.up.slots,
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
             rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
         }
     }
 
-    /// Pieces a peer may request for one slot.
-    fn pieces_per_slot(&self, conn: ConnId) -> u64 {
-        u64::from(self.config.grant_bytes_min).div_ceil(self.conns[&conn].up.piece_length.max(1))
-    }
-
-    /// Keeps the set of connections being served.
-    fn note_serving(&mut self, conn: ConnId) {
-        if self.conns.get(&conn).is_some_and(|state| state.up.granted > 0 || state.up.queued_bytes > 0) {
+    /// Keeps account of a connection's grants and queue: whether it is being served, and the slots it takes.
+    pub(super) fn note_serving(&mut self, conn: ConnIndex) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
+        let slots = state.up.slots_taken(self.config.grant_bytes_min);
+        self.slots_used = self.slots_used + slots - std::mem::replace(&mut state.up.slots, slots);
+        if state.up.granted > 0 || state.up.queued_bytes > 0 {
             self.serving.insert(conn);
         } else {
-            self.serving.remove(&conn);
+            self.serving.remove(conn);
         }
     }
 
-    fn grant(&mut self, conn: ConnId, slots: u64) {
-        let pieces = u32::try_from(slots * self.pieces_per_slot(conn)).unwrap_or(u32::MAX).max(1);
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    fn grant(&mut self, conn: ConnIndex, slots: u64) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
+        let pieces = slots * state.up.pieces_per_slot(self.config.grant_bytes_min);
+        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
         state.up.granted = state.up.granted.saturating_add(pieces);
         state.up.granted_at = Some(self.now);
-        self.serving.insert(conn);
+        self.note_serving(conn);
+        self.tell_all_news(conn);
         self.send(conn, Message::Unchoke { pieces });
     }
 
-    pub(super) fn choke(&mut self, conn: ConnId) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    pub(super) fn choke(&mut self, conn: ConnIndex) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
         if state.up.granted > 0 {
             state.up.granted = 0;
             self.dirty.slots = true;
@@ -97,19 +98,19 @@ impl Swarm {
     /// Takes back grants that their peers leave unused.
     pub(super) fn check_grants(&mut self) {
         let timeout = self.config.grant_timeout;
-        let idle = |conn: &&ConnId| {
-            let up = &self.conns[conn].up;
+        let idle = |conn: &ConnIndex| {
+            let up = &self.conns[*conn].up;
             let since = up.granted_at.is_some_and(|at| self.now.since(at) >= timeout);
             up.granted > 0 && up.queued_bytes == 0 && since
         };
-        let unused: Vec<_> = self.serving.iter().filter(idle).copied().collect();
+        let unused: Vec<_> = self.serving.iter().filter(idle).collect();
         for conn in unused {
             self.choke(conn);
         }
     }
 
-    pub(super) fn requested(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    pub(super) fn requested(&mut self, conn: ConnIndex, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         if !state.remotes.contains_key(&alias) {
             return Err(Violation::UnknownAlias);
         }
@@ -117,7 +118,7 @@ impl Swarm {
             Some(key) if state.up.granted > 0 => self.servable(conn, key, blocks)?,
             Some(_) | None => None,
         };
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let room = state.up.queue.len() + blocks.len() <= QUEUE_MAX;
         match accepted {
             Some((key, blocks)) if room => {
@@ -128,9 +129,10 @@ impl Swarm {
                     state.up.queue.push_back((key, block));
                 }
                 self.dirty.sending.insert(conn);
+                self.note_serving(conn);
             }
             Some(_) | None => {
-                let key = self.conns[&conn].attached(alias);
+                let key = self.conns[conn].attached(alias);
                 self.reject(conn, key, alias, blocks);
             }
         }
@@ -140,12 +142,12 @@ impl Swarm {
     /// Checks that the blocks are of one piece that we have and the peer may know of.
     fn servable(
         &self,
-        conn: ConnId,
+        conn: ConnIndex,
         key: TorrentKey,
         blocks: &[WireBlock],
     ) -> Result<Option<(TorrentKey, Vec<BlockRef>)>, Violation> {
         let torrent = &self.torrents[&key];
-        let member = &torrent.members[&conn];
+        let member = &torrent.members[conn];
         let checked: Option<Vec<_>> = blocks.iter().map(|block| block.check(&torrent.geometry)).collect();
         let checked = checked.ok_or(Violation::OutOfRange)?;
         let Some(first) = checked.first() else { return Ok(None) };
@@ -160,15 +162,15 @@ impl Swarm {
     }
 
     /// Answers a request with a refusal, under our alias where the torrent is open here, else under the peer's own.
-    fn reject(&mut self, conn: ConnId, key: Option<TorrentKey>, theirs: Alias, blocks: &[WireBlock]) {
+    fn reject(&mut self, conn: ConnIndex, key: Option<TorrentKey>, theirs: Alias, blocks: &[WireBlock]) {
         let alias = key.map_or(theirs, TorrentKey::alias);
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
             self.send(conn, Message::Reject { alias, blocks: blocks.to_vec() });
         }
     }
 
-    pub(super) fn cancelled(&mut self, conn: ConnId, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
+    pub(super) fn cancelled(&mut self, conn: ConnIndex, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let Some(key) = state.attached(alias) else { return Ok(()) };
         let mut dropped = Vec::new();
         let queue = &mut state.up.queue;
@@ -184,15 +186,15 @@ impl Swarm {
     }
 
     /// Forgets what a peer asked of a torrent, and says so.
-    pub(super) fn drop_uploads(&mut self, conn: ConnId, key: TorrentKey) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    pub(super) fn drop_uploads(&mut self, conn: ConnIndex, key: TorrentKey) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
         let dropped: Vec<_> = state.up.queue.iter().filter(|(of, _)| *of == key).map(|(_, block)| *block).collect();
         state.up.queue.retain(|(of, _)| *of != key);
         self.dropped(conn, key, &dropped);
     }
 
-    fn dropped(&mut self, conn: ConnId, key: TorrentKey, blocks: &[BlockRef]) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    fn dropped(&mut self, conn: ConnIndex, key: TorrentKey, blocks: &[BlockRef]) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
         state.up.queued_bytes -= blocks.iter().map(|block| u64::from(block.length)).sum::<u64>();
         self.note_serving(conn);
         self.dirty.slots = true;
@@ -203,21 +205,21 @@ impl Swarm {
     }
 
     /// Hands the driver blocks of a connection, as many as it may have.
-    pub(super) fn release_blocks(&mut self, conn: ConnId) {
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+    pub(super) fn release_blocks(&mut self, conn: ConnIndex) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
         while state.up.sending < SEND_WINDOW_BLOCKS
             && let Some((torrent, block)) = state.up.queue.pop_front()
         {
             state.up.sending += 1;
-            self.transmits.push_back(Transmit { conn, frame: Frame::Block { torrent, block } });
+            self.transmits.push_back((conn, Frame::Block { torrent, block }));
         }
     }
 
     /// A block given by `poll_transmit` is written to the socket (or could not be read: it counts as sent all the same).
-    pub fn handle_block_sent(&mut self, now: Time, conn: ConnId, torrent: TorrentKey, block: BlockRef) {
+    pub fn handle_block_sent(&mut self, now: Time, conn: ConnId, block: BlockRef) {
         self.now = now;
-        let _ = torrent;
-        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let Some(&conn) = self.by_id.get(&conn) else { return };
+        let Some(state) = self.conns.get_mut(conn) else { return };
         state.up.sending = state.up.sending.saturating_sub(1);
         state.up.queued_bytes = state.up.queued_bytes.saturating_sub(u64::from(block.length));
         state.up.rate.add(now, u64::from(block.length));
@@ -231,7 +233,7 @@ impl Swarm {
         while let Some((key, conn)) = self.dirty.reveal.pop_first() {
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let ahead = SuperSeed::ahead(torrent.members.len());
-            let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(&conn)) else {
+            let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
                 continue;
             };
             let mut pieces = Pieces::new();
@@ -256,8 +258,7 @@ impl Swarm {
             return;
         }
         torrent.super_seed = None;
-        let members: Vec<_> = torrent.members.keys().copied().collect();
-        for conn in members {
+        for conn in torrent.members.indices().iter() {
             self.send(conn, Message::HaveAll { alias: key.alias() });
             self.part_if_both_full(conn, key);
         }

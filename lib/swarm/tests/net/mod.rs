@@ -41,7 +41,7 @@ pub(crate) struct Net {
 
 enum Delivery {
     Frame(Node, ConnId, Frame),
-    Sent(Node, ConnId, TorrentKey, shoal_meta::BlockRef),
+    Sent(Node, ConnId, shoal_meta::BlockRef),
 }
 
 pub(crate) fn peer(node: Node, role: Role) -> PeerInfo {
@@ -177,8 +177,8 @@ impl Net {
 
     fn handle(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Sent(node, conn, torrent, block) => {
-                self.nodes[node].handle_block_sent(self.now, conn, torrent, block);
+            Delivery::Sent(node, conn, block) => {
+                self.nodes[node].handle_block_sent(self.now, conn, block);
             }
             Delivery::Frame(node, conn, _) if !self.links.contains_key(&(node, conn)) => {}
             Delivery::Frame(node, conn, Frame::Control(message)) => {
@@ -228,7 +228,7 @@ impl Net {
             self.deliver(node, conn, Frame::Block { torrent, block }, end.since(self.now) + LATENCY);
         }
         self.order += 1;
-        self.queue.insert((end, self.order), Delivery::Sent(node, conn, torrent, block));
+        self.queue.insert((end, self.order), Delivery::Sent(node, conn, block));
     }
 
     fn act(&mut self, node: Node, event: Event) {

@@ -1,0 +1,188 @@
+//! Dense maps and sets over connections: each connection of a swarm has a small index while it lasts.
+//!
+//! Every message looks into several of these, and a node's share of a big simulation is cold in the cache: an array is one
+//! access where a search tree is several.
+
+use std::ops::Index;
+
+use smallvec::SmallVec;
+
+/// A connection's place in this swarm; used again when it is gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct ConnIndex(u16);
+
+impl ConnIndex {
+    /// `None` for more than a swarm can have.
+    pub(crate) fn new(index: usize) -> Option<Self> {
+        u16::try_from(index).ok().map(Self)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+fn conn(index: usize) -> ConnIndex {
+    ConnIndex::new(index).expect("what is in a map or set went in by its index")
+}
+
+/// Something for some of the connections, in the order of their indices.
+#[derive(Debug)]
+pub(crate) struct ConnMap<T> {
+    entries: Vec<Option<T>>,
+    length: usize,
+}
+
+impl<T> Default for ConnMap<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), length: 0 }
+    }
+}
+
+impl<T> ConnMap<T> {
+    /// The first index that is free; `None` when none is.
+    pub(crate) fn vacant(&self) -> Option<ConnIndex> {
+        ConnIndex::new(self.entries.iter().position(Option::is_none).unwrap_or(self.entries.len()))
+    }
+
+    pub(crate) fn insert(&mut self, at: ConnIndex, value: T) {
+        if at.index() >= self.entries.len() {
+            self.entries.resize_with(at.index() + 1, || None);
+        }
+        let old = self.entries[at.index()].replace(value);
+        self.length += usize::from(old.is_none());
+    }
+
+    pub(crate) fn remove(&mut self, at: ConnIndex) -> Option<T> {
+        let old = self.entries.get_mut(at.index())?.take();
+        self.length -= usize::from(old.is_some());
+        old
+    }
+
+    pub(crate) fn get(&self, at: ConnIndex) -> Option<&T> {
+        self.entries.get(at.index())?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, at: ConnIndex) -> Option<&mut T> {
+        self.entries.get_mut(at.index())?.as_mut()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ConnIndex, &T)> {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| Some((conn(index), entry.as_ref()?)))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnIndex, &mut T)> {
+        self.entries.iter_mut().enumerate().filter_map(|(index, entry)| Some((conn(index), entry.as_mut()?)))
+    }
+
+    /// The indices taken.
+    pub(crate) fn indices(&self) -> ConnSet {
+        self.iter().map(|(at, _)| at).collect()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten()
+    }
+}
+
+impl<T> Index<ConnIndex> for ConnMap<T> {
+    type Output = T;
+
+    /// # Panics
+    /// When nothing is there.
+    fn index(&self, at: ConnIndex) -> &T {
+        self.get(at).expect("the connection is there")
+    }
+}
+
+/// A set of connections, in the order of their indices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnSet {
+    /// Two words are in place: as many as the connections of an agent.
+    words: SmallVec<[u64; 2]>,
+}
+
+impl ConnSet {
+    pub(crate) fn insert(&mut self, at: ConnIndex) {
+        let word = at.index() / 64;
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= 1 << (at.index() % 64);
+    }
+
+    pub(crate) fn remove(&mut self, at: ConnIndex) {
+        if let Some(word) = self.words.get_mut(at.index() / 64) {
+            *word &= !(1 << (at.index() % 64));
+        }
+    }
+
+    pub(crate) fn contains(&self, at: ConnIndex) -> bool {
+        self.words.get(at.index() / 64).is_some_and(|word| word >> (at.index() % 64) & 1 == 1)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    pub(crate) fn extend(&mut self, other: &Self) {
+        other.iter().for_each(|at| self.insert(at));
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ConnIndex> {
+        self.words.iter().enumerate().flat_map(|(index, &word)| {
+            let ones = std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)));
+            ones.take_while(|word| *word != 0).map(move |word| conn(index * 64 + word.trailing_zeros() as usize))
+        })
+    }
+}
+
+impl FromIterator<ConnIndex> for ConnSet {
+    fn from_iter<I: IntoIterator<Item = ConnIndex>>(indices: I) -> Self {
+        let mut out = Self::default();
+        indices.into_iter().for_each(|at| out.insert(at));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_index_that_is_free_is_used_again() {
+        let mut map = ConnMap::default();
+        for name in ["a", "b", "c"] {
+            let at = map.vacant().unwrap();
+            map.insert(at, name);
+        }
+        assert_eq!(map.remove(conn(1)), Some("b"));
+        assert_eq!(map.len(), 2);
+        assert_eq!(map.vacant(), Some(conn(1)));
+        assert_eq!(map.iter().collect::<Vec<_>>(), [(conn(0), &"a"), (conn(2), &"c")]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_of_connections_is_a_set(changes in prop::collection::vec((0..200usize, any::<bool>()), 0..60)) {
+            let (mut set, mut model) = (ConnSet::default(), BTreeSet::new());
+            for (index, put) in changes {
+                if put { set.insert(conn(index)); model.insert(index) } else { set.remove(conn(index)); model.remove(&index) };
+            }
+            prop_assert_eq!(set.is_empty(), model.is_empty());
+            prop_assert_eq!(set.iter().map(ConnIndex::index).collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            prop_assert!((0..200).all(|index| set.contains(conn(index)) == model.contains(&index)));
+        }
+    }
+}

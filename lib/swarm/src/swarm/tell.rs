@@ -1,0 +1,69 @@
+//! What we tell peers of ourselves: pieces we got, and whether we want any.
+
+use shoal_meta::Role;
+
+use super::Swarm;
+use crate::TorrentKey;
+use crate::dense::{ConnIndex, ConnSet};
+use crate::torrent::Member;
+use crate::wire::{LIST_LENGTH_MAX, Message, Pieces};
+
+impl Swarm {
+    /// Tells the members of a torrent of pieces we got. Those that are interested in us already can wait: they hear of it
+    /// when they are unchoked, for then they choose, or at the next tick. That is half of all messages.
+    pub(super) fn tell_members(&mut self, key: TorrentKey, all: bool) {
+        let Some(torrent) = self.torrents.get(&key) else { return };
+        let now =
+            |(conn, member): &(ConnIndex, &Member)| all || member.role == Role::Origin || !self.wanting.contains(*conn);
+        let conns: ConnSet = torrent.members.iter().filter(now).map(|(conn, _)| conn).collect();
+        for conn in conns.iter() {
+            self.tell_news(conn, key);
+        }
+    }
+
+    /// Tells every member of every torrent what it has not been told.
+    pub(super) fn tell_everyone(&mut self) {
+        let news = self.torrents.iter().filter(|(_, torrent)| !torrent.gained.is_empty());
+        for key in news.map(|(&key, _)| key).collect::<Vec<_>>() {
+            self.tell_members(key, true);
+        }
+    }
+
+    /// Tells a peer of the pieces of every torrent that it has not been told of.
+    pub(super) fn tell_all_news(&mut self, conn: ConnIndex) {
+        let keys: Vec<_> = self.conns.get(conn).map(|state| state.shared.iter().copied().collect()).unwrap_or_default();
+        for key in keys {
+            self.tell_news(conn, key);
+        }
+    }
+
+    fn tell_news(&mut self, conn: ConnIndex, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let Some(member) = torrent.members.get_mut(conn) else { return };
+        let told = std::mem::replace(&mut member.told, torrent.gained.len());
+        // A peer that has a piece need not hear of it, but for an origin, which counts copies.
+        let news = torrent.gained.iter().skip(told);
+        let news = news.filter(|piece| member.role == Role::Origin || !member.have.contains(**piece));
+        let pieces: Pieces = news.map(|piece| piece.get()).collect();
+        for pieces in pieces.chunks(LIST_LENGTH_MAX) {
+            self.send(conn, Message::Have { alias: key.alias(), pieces: pieces.into() });
+        }
+    }
+
+    /// Tells a peer whether we want something of it. That we no longer do is said only to take back an allowance: until
+    /// then it costs nobody anything, and may have changed again.
+    pub(super) fn tell_interest(&mut self, conn: ConnIndex) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
+        let wants = state.down.wanted > 0 && !self.declined.contains(conn);
+        if state.down.interested == wants || (!wants && state.down.allowance == 0) {
+            return;
+        }
+        state.down.interested = wants;
+        if wants {
+            self.send(conn, Message::Interested);
+        } else {
+            self.void_allowance(conn);
+            self.send(conn, Message::NotInterested);
+        }
+    }
+}
