@@ -42,6 +42,14 @@ fn several_layers_complete_and_replay() {
 }
 
 #[test]
+fn the_first_of_a_crowd_are_as_quick_as_the_rest() {
+    let args =
+        Args { named: Named::Layers, nodes: Some(100), blob_length: Some(128 << 20), seed: 1, ..Args::default() };
+    let report = run(&args.scenario().unwrap()).unwrap();
+    assert!(report.ratio_last < report.ratio_median + 0.06, "{report:?}");
+}
+
+#[test]
 fn an_agent_that_fetches_one_layer_at_a_time_completes() {
     play_with(Named::Layers, 12, &[("parallel", Value::Number(1))]);
 }

@@ -6,7 +6,7 @@ use crate::availability::Availability;
 
 /// Pieces shown to one peer that it has not fetched yet, at most, when many peers are about.
 const REVEALED_MAX: u32 = 1;
-/// The same for one or two peers, which need more to keep the path full.
+/// The same when there are few.
 const REVEALED_MAX_FEW: u32 = 16;
 
 /// Pieces on show below which one may be shown a second time.
@@ -26,27 +26,36 @@ impl SuperSeed {
         Self { shown: vec![0; geometry.piece_count() as usize], outstanding: 0 }
     }
 
+    /// So many peers are few: they need more on show to keep the path full.
+    pub(crate) const FEW: usize = 2;
+
     /// How many pieces a peer may see ahead of what it fetched.
-    pub(crate) fn ahead(peers: usize) -> u32 {
-        if peers <= 2 { REVEALED_MAX_FEW } else { REVEALED_MAX }
+    pub(crate) fn ahead(few: bool) -> u32 {
+        if few { REVEALED_MAX_FEW } else { REVEALED_MAX }
     }
 
     /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only
-    /// when few are on show (those left may be shown to slow peers): a second copy that leaves before the first of
-    /// another puts that one off.
+    /// when that may be, and when few are on show (those left may be shown to slow peers): a second copy that leaves
+    /// before the first of another puts that one off.
     pub(crate) fn choose(
         &self,
         have: &Bitfield,
         peer: &Bitfield,
         revealed: &Bitfield,
         availability: &Availability,
+        repeat: bool,
     ) -> Option<PieceIndex> {
         let copies = |piece: PieceIndex| self.shown[piece.index()].saturating_add(availability.of(piece));
         let piece = have
             .iter()
             .filter(|&piece| !peer.contains(piece) && !revealed.contains(piece))
             .min_by_key(|&piece| copies(piece))?;
-        (copies(piece) == 0 || self.outstanding < AGAIN_BELOW).then_some(piece)
+        (copies(piece) == 0 || (repeat && self.outstanding < AGAIN_BELOW)).then_some(piece)
+    }
+
+    /// Tells whether we have a piece that nobody else has or has been shown.
+    pub(crate) fn has_unshown(&self, have: &Bitfield, availability: &Availability) -> bool {
+        have.iter().any(|piece| self.shown[piece.index()] == 0 && availability.of(piece) == 0)
     }
 
     /// A piece is shown to a peer.
@@ -74,10 +83,12 @@ mod tests {
         let mut seed = SuperSeed::new(&geometry);
         let mut shown = Vec::new();
         for _ in 0..4 {
-            let piece = seed.choose(&have, &none, &none, &availability).unwrap();
+            let piece = seed.choose(&have, &none, &none, &availability, false).unwrap();
             seed.show(piece);
             shown.push(piece.get());
         }
         assert_eq!(shown, [0, 1, 2, 3]);
+        assert_eq!(seed.choose(&have, &none, &none, &availability, false), None);
+        assert!(seed.choose(&have, &none, &none, &availability, true).is_some());
     }
 }

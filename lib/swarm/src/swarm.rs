@@ -1,11 +1,13 @@
 //! One node's swarm: every torrent and every connection, owned by one caller.
 //!
 //! This file holds the state, the commands and the outputs; the inputs are in `message` (what peers say), `download`
-//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`; `tell` is what peers are told of us.
+//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`; `tell` is what
+//! peers are told of us, `reveal` what a super-seeder shows them.
 
 mod discovery;
 mod download;
 mod message;
+mod reveal;
 mod tell;
 mod timers;
 mod upload;
@@ -106,6 +108,8 @@ pub struct Swarm {
     events: VecDeque<Event>,
     next_key: u32,
     next_reader: u64,
+    /// When a block last left, a piece came or a peer joined a torrent.
+    moved_at: Time,
     next_tick: Time,
     next_housekeeping: Time,
 }
@@ -157,6 +161,7 @@ impl Swarm {
             events: VecDeque::new(),
             next_key: 0,
             next_reader: 0,
+            moved_at: Time::ZERO,
             next_tick: Time::ZERO,
             next_housekeeping: Time::ZERO,
         }
@@ -403,9 +408,10 @@ impl Swarm {
     fn gain(&mut self, key: TorrentKey, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.have.insert(piece);
+        self.moved_at = self.now;
         if torrent.super_seed.is_some() {
             self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
-            self.end_super_seed(key);
+            self.end_super_seed();
         } else if torrent.is_leech() {
             torrent.gained.push(piece);
             self.dirty.fresh.insert(key);

@@ -133,6 +133,11 @@ impl Torrent {
         !self.have.is_full()
     }
 
+    /// Tells whether the swarm can do without us: every piece is here and at some peer.
+    pub(crate) fn is_spread(&self) -> bool {
+        !self.is_leech() && self.availability.is_covered()
+    }
+
     /// Every piece we lack is asked of somebody.
     pub(crate) fn is_endgame(&self) -> bool {
         self.is_leech() && self.known == self.geometry.piece_count() && self.open.count() as usize == self.begun.len()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Role};
 use shoal_swarm::wire::{Message, WireBlock};
-use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, Violation};
+use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
     net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
@@ -50,6 +50,39 @@ fn leechers_swap_pieces_so_that_the_origin_sends_about_one_copy() {
     let copies = blocks_sent(&net, 0) as f64 / 200.0;
     assert!(copies < 1.3, "the origin sent {copies} copies");
     assert!(net.duplicates <= 16, "{} duplicates", net.duplicates);
+}
+
+/// An origin that gets its pieces one by one, and leechers connected to it and to each other.
+fn growing(leechers: usize, pieces: u64) -> (Net, TorrentKey) {
+    let mut net = Net::new(leechers + 1, pieces);
+    let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::empty(&net.geometry)) };
+    let key = net.nodes[0].open(net.now, torrent).expect("the first torrent opens");
+    (1..=leechers).for_each(|node| {
+        net.leech(node);
+    });
+    net.connect_all();
+    net.run_for(1);
+    (net, key)
+}
+
+#[test]
+fn a_growing_blob_leaves_the_origin_once() {
+    let (mut net, key) = growing(5, 40);
+    for piece in net.geometry.pieces().take(39).collect::<Vec<_>>() {
+        net.nodes[0].add_piece(net.now, key, piece);
+        net.run_until("passed on", 1, |net| (1..6).all(|node| net.view(node).have > piece.get()));
+        assert_eq!(blocks_sent(&net, 0), piece.index() + 1, "no second copy while there is a first to come");
+    }
+}
+
+#[test]
+fn what_is_stuck_at_a_silent_peer_is_shown_to_another() {
+    let (mut net, key) = growing(4, 12);
+    net.silent.insert(1);
+    for piece in net.geometry.pieces().take(11).collect::<Vec<_>>() {
+        net.nodes[0].add_piece(net.now, key, piece);
+    }
+    net.run_until("the others have what is there", 6, |net| (2..5).all(|node| net.view(node).have == 11));
 }
 
 #[test]

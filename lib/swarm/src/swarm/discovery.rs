@@ -12,6 +12,8 @@ use crate::torrent::{CANDIDATES_MAX, Member};
 use crate::wire::{Message, PEERS_LENGTH_MAX};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
 
+/// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
+const DIALS_MIN: usize = 16;
 /// Members told to a newcomer.
 const INTRODUCTIONS: usize = 16;
 /// Neighbours asked in one search.
@@ -93,11 +95,12 @@ impl Swarm {
         }
     }
 
-    /// Dials candidates of a torrent we lack pieces of, until about half the connections we may have serve it: the other
-    /// half is for peers that dial us. An origin first, the rest at random.
+    /// Dials candidates of a torrent we lack pieces of, an origin first, the rest at random, until enough are members: a
+    /// share of the connections we may have, and no more than half of those we know unless they are few. The others dial
+    /// us; and in a crowd that comes at once the first to come know only each other, and would fill up with each other.
     pub(super) fn dial_for(&mut self, key: TorrentKey) {
         let Some(torrent) = self.torrents.get(&key).filter(|torrent| torrent.is_leech()) else { return };
-        let target = (self.config.connections_soft_max / 2).max(1);
+        let target = (torrent.candidates.len() / 2).max(DIALS_MIN).min(self.config.connections_soft_max * 4 / 5).max(1);
         let mut reached =
             torrent.members.len() + self.discovery.dialling.values().filter(|&&dialling| dialling == key).count();
         if reached >= target {

@@ -56,7 +56,10 @@ impl Swarm {
         }
         // Those who dial us may be faster than our own dial of the origin: it is never surplus.
         let origin = dialled && peer.role == Role::Origin;
-        if !origin && self.conns.len() >= self.config.connections_max && !self.prune() {
+        // Our own dials under way have their room: in a crowd that comes at once the first are dialled by everyone, and
+        // would refuse each other.
+        let reserved = if dialled { 0 } else { self.discovery.dialling.len() };
+        if !origin && self.conns.len() + reserved >= self.config.connections_max && !self.prune() {
             return Err(DisconnectReason::Surplus);
         }
         self.conns.vacant().ok_or(DisconnectReason::Surplus)
@@ -204,7 +207,7 @@ impl Swarm {
             let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
             self.member_has(conn, key, piece);
         }
-        self.end_super_seed(key);
+        self.end_super_seed();
         self.part_if_both_full(conn, key);
         Ok(())
     }
@@ -217,7 +220,7 @@ impl Swarm {
             RemoteState::Waiting(have) => *have = Bitfield::full(&geometry),
             &mut RemoteState::Attached(key) => {
                 geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
-                self.end_super_seed(key);
+                self.end_super_seed();
                 self.part_if_both_full(conn, key);
             }
         }
@@ -278,13 +281,14 @@ impl Swarm {
             torrent.idle_since = None;
         }
         torrent.members.insert(conn, member);
+        self.moved_at = self.now;
         state.shared.insert(key);
         self.dirty.interest.insert(conn);
         if torrent.super_seed.is_some() {
             self.dirty.reveal.insert((key, conn));
         }
         self.note_serving(conn);
-        self.end_super_seed(key);
+        self.end_super_seed();
         self.introduce(conn, key);
         self.part_if_both_full(conn, key);
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Swarm;
+use crate::torrent::Torrent;
 use crate::{Event, Time};
 
 /// How often late pieces, snubbed peers and unused grants are looked for while anything is under way, and the longest that a
@@ -31,7 +32,9 @@ impl Swarm {
     }
 
     pub(super) fn needs_housekeeping(&self) -> bool {
-        self.torrents.values().any(|torrent| torrent.is_leech() || torrent.idle_since.is_some())
+        let active =
+            |torrent: &Torrent| torrent.is_leech() || torrent.idle_since.is_some() || torrent.super_seed.is_some();
+        self.torrents.values().any(active)
     }
 
     fn keep_house(&mut self) {
@@ -45,6 +48,7 @@ impl Swarm {
             }
         }
         self.search_for_lonely();
+        self.unstick();
         self.expire_grudges();
     }
 }

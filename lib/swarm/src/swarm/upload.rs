@@ -1,12 +1,11 @@
-//! What we serve: interest, slots, requests of peers, blocks given to the driver, super-seeding.
+//! What we serve: interest, slots, requests of peers, blocks given to the driver.
 
 use shoal_meta::BlockRef;
 
 use super::{SEND_WINDOW_BLOCKS, Swarm};
 use crate::choker::{Decision, View};
 use crate::dense::ConnIndex;
-use crate::superseed::SuperSeed;
-use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Pieces, WireBlock};
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
 /// Blocks one peer may have waiting here.
@@ -218,6 +217,7 @@ impl Swarm {
     /// A block given by `poll_transmit` is written to the socket (or could not be read: it counts as sent all the same).
     pub fn handle_block_sent(&mut self, now: Time, conn: ConnId, block: BlockRef) {
         self.now = now;
+        self.moved_at = now;
         let Some(&conn) = self.by_id.get(&conn) else { return };
         let Some(state) = self.conns.get_mut(conn) else { return };
         state.up.sending = state.up.sending.saturating_sub(1);
@@ -226,41 +226,5 @@ impl Swarm {
         self.dirty.sending.insert(conn);
         self.dirty.slots = true;
         self.note_serving(conn);
-    }
-
-    /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
-    pub(super) fn reveal_all(&mut self) {
-        while let Some((key, conn)) = self.dirty.reveal.pop_first() {
-            let Some(torrent) = self.torrents.get_mut(&key) else { continue };
-            let ahead = SuperSeed::ahead(torrent.members.len());
-            let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
-                continue;
-            };
-            let mut pieces = Pieces::new();
-            while member.unfetched < ahead
-                && let Some(piece) = seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability)
-            {
-                seed.show(piece);
-                member.revealed.insert(piece);
-                member.unfetched += 1;
-                pieces.push(piece.get());
-            }
-            if !pieces.is_empty() {
-                self.send(conn, Message::Have { alias: key.alias(), pieces });
-            }
-        }
-    }
-
-    /// Ends super-seeding once every piece is at some other peer: from then on the swarm can do without us.
-    pub(super) fn end_super_seed(&mut self, key: TorrentKey) {
-        let Some(torrent) = self.torrents.get_mut(&key) else { return };
-        if torrent.super_seed.is_none() || torrent.is_leech() || !torrent.availability.is_covered() {
-            return;
-        }
-        torrent.super_seed = None;
-        for conn in torrent.members.indices().iter() {
-            self.send(conn, Message::HaveAll { alias: key.alias() });
-            self.part_if_both_full(conn, key);
-        }
     }
 }

@@ -1,0 +1,85 @@
+//! Super-seeding over all torrents: first copies of every piece leave before second copies of any.
+
+use std::time::Duration;
+
+use super::Swarm;
+use crate::TorrentKey;
+use crate::superseed::SuperSeed;
+use crate::torrent::Torrent;
+use crate::wire::{Message, Pieces};
+
+/// When no block has left, no piece has come and no peer has joined for this long, there is upload to spare.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+impl Swarm {
+    /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
+    pub(super) fn reveal_all(&mut self) {
+        while let Some((key, conn)) = self.dirty.reveal.pop_first() {
+            let Some(torrent) = self.torrents.get(&key) else { continue };
+            let few = torrent.members.len() <= SuperSeed::FEW;
+            let repeat = few || self.has_spare_copies();
+            let Some(torrent) = self.torrents.get_mut(&key) else { continue };
+            let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
+                continue;
+            };
+            let mut pieces = Pieces::new();
+            while member.unfetched < SuperSeed::ahead(few)
+                && let Some(piece) =
+                    seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability, repeat)
+            {
+                seed.show(piece);
+                member.revealed.insert(piece);
+                member.unfetched += 1;
+                pieces.push(piece.get());
+            }
+            if !pieces.is_empty() {
+                self.send(conn, Message::Have { alias: key.alias(), pieces });
+            }
+        }
+    }
+
+    /// Ends super-seeding of what is whole at other peers, once that is all there is to spread: from then on the swarm can
+    /// do without us, and before it would ask us for second copies while others wait for a first.
+    pub(super) fn end_super_seed(&mut self) {
+        let waiting = |torrent: &Torrent| torrent.leechers > 0 && torrent.super_seed.is_some() && !torrent.is_spread();
+        if !self.is_idle() && self.torrents.values().any(waiting) {
+            return;
+        }
+        let spread = self.torrents.iter().filter(|(_, torrent)| torrent.super_seed.is_some() && torrent.is_spread());
+        for key in spread.map(|(&key, _)| key).collect::<Vec<_>>() {
+            self.seed_plainly(key);
+        }
+    }
+
+    fn seed_plainly(&mut self, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        torrent.super_seed = None;
+        for conn in torrent.members.indices().iter() {
+            self.send(conn, Message::HaveAll { alias: key.alias() });
+            self.part_if_both_full(conn, key);
+        }
+    }
+
+    /// Tells whether second copies take nothing from first ones: every piece has been shown, or nobody asks for anything.
+    fn has_spare_copies(&self) -> bool {
+        let unshown = |torrent: &Torrent| {
+            let seed = torrent.super_seed.as_ref().filter(|_| torrent.leechers > 0);
+            seed.is_some_and(|seed| torrent.is_leech() || seed.has_unshown(&torrent.have, &torrent.availability))
+        };
+        self.is_idle() || !self.torrents.values().any(unshown)
+    }
+
+    /// Shows more when nothing moves: what was shown may be stuck at slow peers.
+    pub(super) fn unstick(&mut self) {
+        if self.is_idle() {
+            for (&key, torrent) in self.torrents.iter().filter(|(_, torrent)| torrent.super_seed.is_some()) {
+                self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
+            }
+            self.end_super_seed();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.now.since(self.moved_at) >= IDLE_AFTER
+    }
+}
