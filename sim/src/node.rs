@@ -1,6 +1,7 @@
 //! One simulated node: its swarm, its links, what its store holds.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use shoal_meta::{Bitfield, Geometry, PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::Alias;
@@ -9,6 +10,9 @@ use shoal_swarm::{ReaderId, Swarm, Time, TorrentKey};
 use crate::link::Downlink;
 use crate::scenario::{Group, Scenario};
 use crate::uplink::Uplink;
+
+/// How long after its first short handout an agent announces again, as the real one does.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -50,6 +54,8 @@ pub(crate) struct Holding {
     pub(crate) have: Bitfield,
     /// The reader and the piece it waits for.
     pub(crate) reader: Option<(ReaderId, u32)>,
+    /// How long after a short handout it announces again.
+    pub(crate) announce_again: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +75,12 @@ impl Node {
     }
 
     pub(crate) fn new(scenario: &Scenario, geometries: &[Geometry], node: u32, group: usize, like: &Group) -> Self {
-        let blob = |geometry| Holding { torrent: None, have: Bitfield::empty(geometry), reader: None };
+        let blob = |geometry| Holding {
+            torrent: None,
+            have: Bitfield::empty(geometry),
+            reader: None,
+            announce_again: ANNOUNCE_AGAIN,
+        };
         Self {
             state: State::Away,
             swarm: Swarm::new(scenario.swarm.clone(), peer_info(scenario, node), mix(scenario.seed, node)),

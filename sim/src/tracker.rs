@@ -2,9 +2,12 @@
 
 use rand::RngExt as _;
 use rand_pcg::Pcg64;
+use shoal_swarm::Lead;
 
 /// How many quarters of a handout come from the asker's zone, as the real tracker has it.
 const NEAR_SHARE_OF_4: usize = 3;
+/// How many agents of a zone fetch across, as the real tracker has it.
+const LEADERS: u32 = 2;
 
 #[derive(Debug)]
 pub(crate) struct Tracker {
@@ -26,8 +29,9 @@ impl Tracker {
         Self { origin, everyone: Roster::default(), zones: vec![Roster::default(); zones as usize] }
     }
 
-    /// An agent announces; it gets the origin and up to `max` other agents: most of its zone, the rest at random.
-    pub(crate) fn announce(&mut self, node: u32, zone: u32, max: usize, rng: &mut Pcg64) -> Vec<u32> {
+    /// An agent announces; it gets the origin and up to `max` other agents: most of its zone, the rest at random; and hears
+    /// its part if it is a leader of its zone.
+    pub(crate) fn announce(&mut self, node: u32, zone: u32, max: usize, rng: &mut Pcg64) -> (Vec<u32>, Option<Lead>) {
         let mut out = vec![self.origin];
         let others = self.everyone.agents.len() - usize::from(self.everyone.place(node).is_some());
         let near = if self.zones.len() > 1 && others > max { max * NEAR_SHARE_OF_4 / 4 } else { 0 };
@@ -35,7 +39,9 @@ impl Tracker {
         self.everyone.draw(node, 1 + max, &mut out, rng);
         self.everyone.add(node);
         self.zones[zone as usize].add(node);
-        out
+        let zone = &self.zones[zone as usize];
+        let leaders = LEADERS.min(u32::try_from(zone.agents.len()).unwrap_or(LEADERS));
+        (out, zone.place(node).and_then(|place| Lead::new(place, leaders)))
     }
 
     /// An agent's lease is over.
@@ -107,7 +113,7 @@ mod tests {
     fn a_handout_is_the_origin_and_distinct_others() {
         for agents in [60, 100, 1000] {
             let (mut tracker, mut rng) = tracker(agents, 1);
-            let mut handout = tracker.announce(7, 0, 50, &mut rng);
+            let (mut handout, _) = tracker.announce(7, 0, 50, &mut rng);
             assert_eq!(handout[0], 0);
             handout.sort_unstable();
             handout.dedup();
@@ -119,7 +125,7 @@ mod tests {
     #[test]
     fn a_small_swarm_is_handed_out_whole() {
         let (mut tracker, mut rng) = tracker(4, 2);
-        let mut handout = tracker.announce(2, 0, 50, &mut rng);
+        let (mut handout, _) = tracker.announce(2, 0, 50, &mut rng);
         handout.sort_unstable();
         assert_eq!(handout, [0, 1, 3, 4]);
     }
@@ -130,13 +136,13 @@ mod tests {
         for node in [1, 4, 4] {
             tracker.expire(node, 0);
         }
-        assert_eq!(tracker.announce(2, 0, 50, &mut rng), [0, 3]);
+        assert_eq!(tracker.announce(2, 0, 50, &mut rng).0, [0, 3]);
     }
 
     #[test]
     fn most_of_a_handout_is_of_the_askers_zone() {
         let (mut tracker, mut rng) = tracker(900, 3);
-        let handout = tracker.announce(1, 1, 50, &mut rng);
+        let (handout, _) = tracker.announce(1, 1, 50, &mut rng);
         let near = handout[1..].iter().filter(|agent| *agent % 3 == 1).count();
         assert!((37..50).contains(&near), "{near}");
     }

@@ -16,7 +16,7 @@ use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
 use shoal_meta::{BlockRef, Digest, Geometry, PieceIndex};
 use shoal_swarm::wire::{Alias, Message};
-use shoal_swarm::{Event, Time, TorrentKey};
+use shoal_swarm::{Event, Lead, Time, TorrentKey};
 use slab::Slab;
 
 use crate::link::{Downlink, Link};
@@ -136,6 +136,8 @@ struct Zone {
 struct Answer {
     blob: u32,
     peers: Vec<u32>,
+    /// Its part as a leader of its zone, if it is one.
+    lead: Option<Lead>,
     known: u32,
 }
 

@@ -15,7 +15,7 @@ use shoal_proto::{peer_from_proto, peer_to_proto};
 use tonic::Status;
 
 use crate::Config;
-use crate::state::{Announce, AnnounceError, Counters, Handout, Holding, Sizes, State, TorrentAnnounce};
+use crate::state::{Announce, AnnounceError, Counters, Handout, Holding, Lead, Sizes, State, TorrentAnnounce};
 
 /// How many torrents one announce may list; a peer with more announces them in several calls.
 pub const TORRENTS_PER_ANNOUNCE_MAX: usize = 10_000;
@@ -59,6 +59,9 @@ pub struct TorrentPeers {
     /// Encoded `Peer` messages.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub peers: Vec<Bytes>,
+    /// As in the protocol.
+    #[prost(message, optional, tag = "3")]
+    pub lead: Option<proto::Lead>,
 }
 
 impl Service {
@@ -81,7 +84,11 @@ impl Service {
     ) -> Result<AnnounceResponse, Status> {
         let announce = check_announce(from, request)?;
         let answer = self.state().announce(now, &announce).map_err(refusal)?;
-        let entry = |handout: Handout<Bytes>| TorrentPeers { digest: handout.digest.to_string(), peers: handout.peers };
+        let entry = |handout: Handout<Bytes>| TorrentPeers {
+            digest: handout.digest.to_string(),
+            peers: handout.peers,
+            lead: handout.lead.map(|Lead { rank, leaders }| proto::Lead { rank, leaders }),
+        };
         let response = AnnounceResponse {
             lease_ms: milliseconds(self.config.lease),
             interval_ms: milliseconds(self.config.interval),
@@ -262,6 +269,7 @@ mod tests {
             torrents: vec![proto::TorrentPeers {
                 digest: request().torrents[0].digest.clone(),
                 peers: vec![request().peer.unwrap()],
+                lead: response.torrents[0].lead,
             }],
         };
         assert_eq!(proto::AnnounceResponse::decode(response.encode_to_vec().as_slice()).unwrap(), expected);
@@ -299,7 +307,8 @@ mod tests {
             zone: "z".repeat(63),
             rack: "r".repeat(63),
         };
-        let entry = proto::TorrentPeers { digest: torrent.digest.clone(), peers: Vec::new() };
+        let lead = Some(proto::Lead { rank: 1, leaders: 2 });
+        let entry = proto::TorrentPeers { digest: torrent.digest.clone(), peers: Vec::new(), lead };
         let torrents = vec![torrent; TORRENTS_PER_ANNOUNCE_MAX];
         let request = proto::AnnounceRequest { peer: Some(peer.clone()), full: true, torrents };
         assert!(request.encoded_len() <= REQUEST_LENGTH_MAX);

@@ -35,6 +35,9 @@ pub const ANSWER_PEERS_MAX: usize = 10_000;
 /// How many peers one call of [`State::expire`] forgets at most, so that the others need not wait for long.
 pub const EXPIRE_MAX: usize = 64;
 
+/// Agents of a zone that fetch a blob across: two, so that one may be lost.
+pub const LEADERS_MAX: usize = 2;
+
 /// The bounds of the state. One member of one torrent costs about 150 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -97,6 +100,17 @@ pub struct Handout<C> {
     pub digest: Digest,
     /// Nearest first, then random ones, origins last; never the asker.
     pub peers: Vec<C>,
+    /// The asker's part when it is a leader of its zone.
+    pub lead: Option<Lead>,
+}
+
+/// A leader's part in fetching a blob into its zone: the pieces whose number modulo `leaders` is `rank`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lead {
+    /// From 0.
+    pub rank: u32,
+    /// How many leaders the zone has: [`LEADERS_MAX`] when it has as many members.
+    pub leaders: u32,
 }
 
 /// Says why an announce is refused.
@@ -236,9 +250,9 @@ impl<C: Clone> State<C> {
             self.record(peer, torrent);
             if torrent.peers_wanted > 0 {
                 let wanted = (torrent.peers_wanted as usize).min(self.limits.handout_max).min(left);
-                let peers = self.hand_out(peer, &torrent.digest, wanted);
+                let (peers, lead) = (self.hand_out(peer, &torrent.digest, wanted), self.lead(peer, &torrent.digest));
                 left -= peers.len();
-                answer.handouts.push(Handout { digest: torrent.digest, peers });
+                answer.handouts.push(Handout { digest: torrent.digest, peers, lead });
             }
         }
         self.counters.announces += 1;
@@ -410,6 +424,17 @@ impl<C: Clone> State<C> {
         let asker = handout::Asker { key: asker, member: peer.torrents.contains_key(&key), standing: &peer.standing };
         let drawn = self.lottery.draw(&self.torrents[key as usize], &asker, wanted);
         drawn.iter().map(|peer| self.peers[*peer as usize].card.clone()).collect()
+    }
+
+    /// The leaders of a zone are the first in its roster: who leaves is replaced by the last to come.
+    fn lead(&self, asker: u32, digest: &Digest) -> Option<Lead> {
+        let torrent = self.torrents_by_digest.get(digest)?;
+        let peer = &self.peers[asker as usize];
+        let member = peer.torrents.get(torrent)?;
+        let zone = self.torrents[*torrent as usize].agents(&peer.standing, Scope::Zone);
+        let leaders = zone.len().min(LEADERS_MAX) as u32;
+        let rank = member.spots[Scope::Zone as usize];
+        (!peer.standing.is_origin() && rank < leaders).then_some(Lead { rank, leaders })
     }
 
     /// Panics when the indexes and counts do not agree with each other. For tests and the simulator: it reads everything.

@@ -51,6 +51,14 @@ pub struct Topology {
     pub rack: String,
 }
 
+impl Topology {
+    /// Tells whether two nodes are known to be in different zones.
+    #[must_use]
+    pub fn is_far(&self, other: &Self) -> bool {
+        !self.zone.is_empty() && !other.zone.is_empty() && self.zone != other.zone
+    }
+}
+
 /// What one peer knows of another: enough to dial it and to prefer the near ones.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerInfo {

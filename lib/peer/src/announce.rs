@@ -14,6 +14,7 @@ use std::time::Duration;
 use shoal_meta::{Digest, PeerInfo, rendezvous_order};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
+use shoal_swarm::Lead;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -194,9 +195,10 @@ impl Desk {
             let Ok(digest) = torrent.digest.parse() else { continue };
             let peers: Vec<_> =
                 torrent.peers.iter().take(HANDOUT_MAX).filter_map(|peer| peer_from_proto(Some(peer)).ok()).collect();
-            if !peers.is_empty() {
+            let lead = torrent.lead.and_then(|lead| Lead::new(lead.rank, lead.leaders));
+            if !peers.is_empty() || lead.is_some() {
                 // The driver's end is the node's end.
-                let _ = self.handle.send(Input::Peers(digest, peers)).await;
+                let _ = self.handle.send(Input::Peers { digest, peers, lead }).await;
             }
         }
     }

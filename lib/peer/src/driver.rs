@@ -117,8 +117,11 @@ impl Driver {
                 let _ = reply.send(self.join(now, partial));
             }
             Input::Withdraw { digest, reason, done } => self.withdraw(now, digest, reason, done),
-            Input::Peers(digest, peers) => {
+            Input::Peers { digest, peers, lead } => {
                 if let Some(key) = self.swarm.key(&digest) {
+                    if let Some(lead) = lead {
+                        self.swarm.lead(now, key, lead);
+                    }
                     self.swarm.add_peers(now, key, &peers);
                 }
             }

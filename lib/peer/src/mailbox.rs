@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceIndex};
 use shoal_store::{Blob, CommitError, Partial, WriteError};
 use shoal_swarm::wire::{BlockHeader, Message};
-use shoal_swarm::{ConnId, TorrentKey};
+use shoal_swarm::{ConnId, Lead, TorrentKey};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +60,12 @@ pub(crate) enum Input {
     /// Someone gives a blob up.
     Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
     /// Peers known to take part in a torrent.
-    Peers(Digest, Vec<PeerInfo>),
+    Peers {
+        digest: Digest,
+        peers: Vec<PeerInfo>,
+        /// Our part as a leader of our zone.
+        lead: Option<Lead>,
+    },
 }
 
 /// What everyone who talks to the driver holds.

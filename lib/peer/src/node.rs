@@ -116,7 +116,7 @@ impl Node {
 
     /// Tells of peers that take part in a torrent, such as the origin. A hint: lost when the node has no time for it.
     pub fn add_peers(&self, digest: Digest, peers: Vec<PeerInfo>) {
-        if !self.handle.try_send(Input::Peers(digest, peers)) {
+        if !self.handle.try_send(Input::Peers { digest, peers, lead: None }) {
             tracing::debug!(%digest, "peers of a torrent dropped: the mailbox is full");
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct View {
     pub(crate) conn: ConnIndex,
     /// The peer would request something from us.
     pub(crate) interested: bool,
+    /// It is in another zone, and fetches for all of it.
+    pub(crate) far: bool,
     /// Slots the peer takes: grants of which something is unused, requested or being sent.
     pub(crate) slots: u64,
     /// Bytes per second we get from the peer.
@@ -37,7 +39,8 @@ pub(crate) enum Decision {
 /// A policy and its state.
 #[derive(Debug)]
 pub(crate) enum Choker {
-    /// A free slot goes at once to a random one of the interested peers with the least outstanding. Turns (the one served
+    /// A free slot goes at once to a random one of the interested peers with the least outstanding, far ones first: what
+    /// crosses serves a zone. Turns (the one served
     /// least recently) and serving those behind first were tried: both make neighbours serve the same peer at the same
     /// time.
     Cluster { slots: u64 },
@@ -115,13 +118,14 @@ impl Choker {
 }
 
 fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+    let rank = |view: &View| (view.slots, !view.far);
     let mut used: u64 = views.iter().map(|view| view.slots).sum();
     let mut out = Vec::new();
     while used < slots {
         let mut best: Option<usize> = None;
         let mut ties = 0u32;
         for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
-            match best.map(|best| view.slots.cmp(&views[best].slots)) {
+            match best.map(|best| rank(view).cmp(&rank(&views[best]))) {
                 None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
                 Some(std::cmp::Ordering::Equal) => {
                     ties += 1;
@@ -200,6 +204,7 @@ mod tests {
             out.push(View {
                 conn: ConnIndex::new(usize::from(c.to_ascii_lowercase())).unwrap(),
                 interested: c.is_ascii_uppercase(),
+                far: false,
                 slots: 0,
                 rate_in: 0.0,
                 rate_out: 0.0,

@@ -23,6 +23,8 @@ pub(crate) struct View<'a> {
     /// Open pieces this peer is asked for already.
     pub(crate) asked: &'a [PieceIndex],
     pub(crate) availability: &'a Availability,
+    /// Whether a piece may be asked of this peer as far as zones go.
+    pub(crate) gives: &'a dyn Fn(PieceIndex) -> bool,
     /// Where readers stand, the neediest first.
     pub(crate) readers: &'a [Window],
     /// We have no piece yet.
@@ -31,6 +33,12 @@ pub(crate) struct View<'a> {
     pub(crate) alone: bool,
     /// Share of picks for readers that are not urgent.
     pub(crate) reader_share: f64,
+}
+
+impl View<'_> {
+    fn admits(&self, piece: PieceIndex) -> bool {
+        !self.asked.contains(&piece) && (self.gives)(piece)
+    }
 }
 
 /// The pieces ahead of a reader.
@@ -46,8 +54,7 @@ pub(crate) struct Window {
 
 /// Picks a piece to ask of the peer, or `None` when it has nothing we would ask for.
 pub(crate) fn pick(view: &View<'_>, rng: &mut Pcg64) -> Option<PieceIndex> {
-    let askable =
-        |piece: PieceIndex| view.open.contains(piece) && view.peer.contains(piece) && !view.asked.contains(&piece);
+    let askable = |piece: PieceIndex| view.open.contains(piece) && view.peer.contains(piece) && view.admits(piece);
     if let Some(begun) = view.begun.iter().copied().find(|&piece| askable(piece)) {
         return Some(begun);
     }
@@ -72,7 +79,7 @@ fn rarest(view: &View<'_>, rng: &mut Pcg64) -> Option<PieceIndex> {
     let mut ties = 0u32;
     for piece in view.open.iter_and(view.peer) {
         let of = if view.first { 0 } else { view.availability.of(piece) };
-        if of > copies || view.asked.contains(&piece) {
+        if of > copies || !view.admits(piece) {
             continue;
         }
         if of < copies || best.is_none() {
@@ -165,6 +172,7 @@ mod tests {
                 begun: &self.begun,
                 asked: &self.asked,
                 availability: &self.availability,
+                gives: &|_| true,
                 readers: &self.readers,
                 first: self.first,
                 alone: self.alone,

@@ -11,6 +11,7 @@ mod reveal;
 mod tell;
 mod timers;
 mod upload;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -22,7 +23,7 @@ use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
 use crate::dense::{ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate};
-use crate::torrent::{Reader, Torrent};
+use crate::torrent::{Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
     Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
@@ -45,6 +46,28 @@ pub struct OpenTorrent {
     pub known: u32,
     /// Reveal different pieces to different peers until each has left once (the origin's way).
     pub super_seed: bool,
+}
+
+/// A leader's part in fetching a blob into its zone: each of a zone's leaders fetches other pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lead {
+    rank: u32,
+    leaders: u32,
+}
+
+impl Lead {
+    /// The only leader: it fetches every piece.
+    pub const ALONE: Self = Self { rank: 0, leaders: 1 };
+
+    /// One of several leaders, by its rank, counted from 0. `None` when the rank is not below their number.
+    #[must_use]
+    pub fn new(rank: u32, leaders: u32) -> Option<Self> {
+        (rank < leaders).then_some(Self { rank, leaders })
+    }
+
+    pub(crate) fn covers(self, piece: PieceIndex) -> bool {
+        piece.get() % self.leaders == self.rank
+    }
 }
 
 /// What can be seen of a torrent from outside.
@@ -79,6 +102,8 @@ pub struct Swarm {
     rng: Pcg64,
     now: Time,
     conns: ConnMap<Connection>,
+    /// Connections to peers in other zones.
+    far: ConnSet,
     /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
     by_id: HashMap<ConnId, ConnIndex>,
     torrents: BTreeMap<TorrentKey, Torrent>,
@@ -142,6 +167,7 @@ impl Swarm {
             rng: Pcg64::seed_from_u64(seed),
             now: Time::ZERO,
             conns: ConnMap::default(),
+            far: ConnSet::default(),
             by_id: HashMap::new(),
             torrents: BTreeMap::new(),
             by_digest: BTreeMap::new(),
@@ -192,13 +218,7 @@ impl Swarm {
         self.by_digest.insert(digest, key);
         let leech = self.torrents[&key].is_leech();
         for conn in self.conns.indices().iter() {
-            let alias = self.waiting_alias(conn, &digest);
-            if leech || alias.is_some() {
-                self.send_open(conn, key);
-            }
-            if let Some(alias) = alias {
-                self.attach(conn, alias, key);
-            }
+            self.meet(conn, key, leech);
         }
         Some(key)
     }
@@ -360,7 +380,7 @@ impl Swarm {
             self.slots_used -= state.up.slots;
         }
         self.choker.forget(conn);
-        for set in [&mut self.wanting, &mut self.serving, &mut self.allowed, &mut self.declined] {
+        for set in [&mut self.far, &mut self.wanting, &mut self.serving, &mut self.allowed, &mut self.declined] {
             set.remove(conn);
         }
         for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
@@ -382,25 +402,32 @@ impl Swarm {
         if !changed {
             return;
         }
-        for (conn, member) in torrent.members.iter_mut().filter(|(_, member)| member.have.contains(piece)) {
-            if open {
+        let across = torrent.across(piece);
+        self.recount(key, piece, open, |member| member.gives(across));
+        if open {
+            self.dirty.holding.extend(&self.allowed);
+        }
+    }
+
+    /// A piece became, or ceased to be, something to ask of the members concerned that have it.
+    fn recount(&mut self, key: TorrentKey, piece: PieceIndex, more: bool, concerned: impl Fn(&Member) -> bool) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        for (conn, member) in torrent.members.iter_mut().filter(|(_, m)| m.have.contains(piece) && concerned(m)) {
+            if more {
                 member.wanted += 1;
             } else {
                 member.wanted -= 1;
             }
             // Only the first and the last open piece of a torrent change what we want of the peer.
-            let Some(state) = (if member.wanted == u32::from(open) { self.conns.get_mut(conn) } else { None }) else {
+            let Some(state) = (if member.wanted == u32::from(more) { self.conns.get_mut(conn) } else { None }) else {
                 continue;
             };
-            if open {
+            if more {
                 state.down.wanted += 1;
             } else {
                 state.down.wanted -= 1;
             }
             self.dirty.interest.insert(conn);
-        }
-        if open {
-            self.dirty.holding.extend(&self.allowed);
         }
     }
 
@@ -408,6 +435,7 @@ impl Swarm {
     fn gain(&mut self, key: TorrentKey, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.have.insert(piece);
+        torrent.near_progress_at = self.now;
         self.moved_at = self.now;
         if torrent.super_seed.is_some() {
             self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
@@ -478,8 +506,8 @@ impl Swarm {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
             for (at, member) in torrent.members.iter() {
                 assert!(self.conns[at].shared.contains(key), "{at:?} knows {key:?}");
-                let wanted = torrent.open.iter_and(&member.have).count();
-                assert_eq!(member.wanted as usize, wanted, "wanted of {key:?} at {at:?}");
+                assert_eq!(member.wanted, torrent.count_wanted(member), "wanted of {key:?} at {at:?}");
+                assert_eq!(member.far, self.far.contains(at), "{at:?} is far");
             }
             assert_eq!(torrent.leechers, torrent.members.values().filter(|m| m.is_leecher()).count(), "leechers");
             for piece in torrent.geometry.pieces() {

@@ -10,7 +10,7 @@ use crate::dense::{ConnIndex, ConnMap};
 use crate::picker::Window;
 use crate::superseed::SuperSeed;
 use crate::wire::Alias;
-use crate::{Config, OpenTorrent, ReaderId, Time};
+use crate::{Config, Lead, OpenTorrent, ReaderId, Time};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
 pub(crate) const CANDIDATES_MAX: usize = 256;
@@ -30,6 +30,12 @@ pub(crate) struct Torrent {
     /// Pieces between the first request and the end of verification.
     pub(crate) active: BTreeMap<PieceIndex, Active>,
     pub(crate) availability: Availability,
+    /// Copies of each piece at near members.
+    pub(crate) near: Availability,
+    /// What we fetch from other zones, of what ours lacks.
+    pub(crate) crossing: Option<Lead>,
+    /// When a piece last came to us or to a near member.
+    pub(crate) near_progress_at: Time,
     /// Connected peers that take part.
     pub(crate) members: ConnMap<Member>,
     /// Agents among the members that lack a piece.
@@ -55,8 +61,10 @@ pub(crate) struct Member {
     pub(crate) alias: Alias,
     /// An origin counts copies: it is told of every piece.
     pub(crate) role: Role,
+    /// In another zone than we are.
+    pub(crate) far: bool,
     pub(crate) have: Bitfield,
-    /// Open pieces the peer has.
+    /// Open pieces that may be asked of the peer.
     pub(crate) wanted: u32,
     /// What we showed the peer, when super-seeding.
     pub(crate) revealed: Bitfield,
@@ -116,6 +124,9 @@ impl Torrent {
             begun: BTreeSet::new(),
             active: BTreeMap::new(),
             availability: Availability::new(&geometry),
+            near: Availability::new(&geometry),
+            crossing: None,
+            near_progress_at: now,
             members: ConnMap::default(),
             leechers: 0,
             super_seed: super_seed.then(|| SuperSeed::new(&geometry)),
@@ -136,6 +147,26 @@ impl Torrent {
     /// Tells whether the swarm can do without us: every piece is here and at some peer.
     pub(crate) fn is_spread(&self) -> bool {
         !self.is_leech() && self.availability.is_covered()
+    }
+
+    /// Whom in other zones a piece may be asked of.
+    pub(crate) fn across(&self, piece: PieceIndex) -> Across {
+        match self.crossing {
+            Some(lead) if self.near.of(piece) == 0 => {
+                if lead.covers(piece) {
+                    Across::Anyone
+                } else {
+                    Across::SuperSeeder
+                }
+            }
+            Some(_) | None => Across::Nobody,
+        }
+    }
+
+    /// How many open pieces may be asked of a member.
+    pub(crate) fn count_wanted(&self, member: &Member) -> u32 {
+        let wanted = self.open.iter_and(&member.have).filter(|&piece| member.gives(self.across(piece)));
+        u32::try_from(wanted.count()).unwrap_or(u32::MAX)
     }
 
     /// Every piece we lack is asked of somebody.
@@ -184,7 +215,28 @@ impl Torrent {
     }
 }
 
+/// Whom in other zones a piece may be asked of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Across {
+    /// Nobody: our zone has it, or it is not on us to fetch it.
+    Nobody,
+    /// An origin that shows it: it shows a piece to one of our zone, and so to no other leader.
+    SuperSeeder,
+    /// Whoever has it.
+    Anyone,
+}
+
 impl Member {
+    /// Tells whether a piece may be asked of this peer as far as zones go.
+    pub(crate) fn gives(&self, across: Across) -> bool {
+        !self.far
+            || match across {
+                Across::Nobody => false,
+                Across::SuperSeeder => self.role == Role::Origin && !self.have.is_full(),
+                Across::Anyone => true,
+            }
+    }
+
     /// An agent that lacks a piece.
     pub(crate) fn is_leecher(&self) -> bool {
         self.role == Role::Agent && !self.have.is_full()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Role};
 use shoal_swarm::wire::{Message, WireBlock};
-use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
+use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, Lead, OpenTorrent, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
     net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
@@ -83,6 +83,55 @@ fn what_is_stuck_at_a_silent_peer_is_shown_to_another() {
         net.nodes[0].add_piece(net.now, key, piece);
     }
     net.run_until("the others have what is there", 6, |net| (2..5).all(|node| net.view(node).have == 11));
+}
+
+/// Who got the blocks that went from nodes before `border` to others.
+fn crossed(net: &Net, border: usize) -> Vec<usize> {
+    let sent = net.sent.iter().filter(|(from, to, _)| *from < border && *to >= border);
+    sent.filter(|(_, _, frame)| matches!(frame, Frame::Block { .. })).map(|(_, to, _)| *to).collect()
+}
+
+#[test]
+fn one_copy_crosses_into_a_zone_by_its_leaders() {
+    let mut net = Net::zones(3, 4, 60);
+    net.seed(0);
+    let keys: Vec<_> = (1..7).map(|node| net.leech(node)).collect();
+    for (node, rank) in [(3, 0), (4, 1)] {
+        net.nodes[node].lead(net.now, keys[node - 1], Lead::new(rank, 2).unwrap());
+    }
+    net.connect_all();
+    net.run_until("all complete", 30, |net| (1..7).all(|node| net.is_complete(node)));
+    let crossed = crossed(&net, 3);
+    assert_eq!(crossed.len(), 60, "each piece once");
+    assert!(crossed.iter().all(|to| [3, 4].contains(to)), "{crossed:?}");
+}
+
+#[test]
+fn a_zone_without_a_leader_waits_and_then_fetches_by_itself() {
+    let mut net = Net::zones(1, 3, 12);
+    net.seed(0);
+    (1..4).for_each(|node| {
+        net.leech(node);
+    });
+    net.connect_all();
+    net.run_for(1);
+    assert!(crossed(&net, 1).is_empty());
+    net.run_until("all complete", 10, |net| (1..4).all(|node| net.is_complete(node)));
+}
+
+#[test]
+fn a_zone_whose_leader_is_lost_goes_on() {
+    let mut net = Net::zones(1, 4, 200);
+    net.seed(0);
+    let keys: Vec<_> = (1..5).map(|node| net.leech(node)).collect();
+    for (node, rank) in [(1, 0), (2, 1)] {
+        net.nodes[node].lead(net.now, keys[node - 1], Lead::new(rank, 2).unwrap());
+    }
+    net.connect_all();
+    net.run_until("on the way", 5, |net| net.view(3).have > 20);
+    (2..5).for_each(|node| net.cut(1, node));
+    net.cut(1, 0);
+    net.run_until("the others complete", 20, |net| (2..5).all(|node| net.is_complete(node)));
 }
 
 #[test]

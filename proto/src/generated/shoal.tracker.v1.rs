@@ -57,6 +57,18 @@ pub struct TorrentPeers {
     /// Nearest topology first, the rest random; never the asking peer. Origins are included and come last.
     #[prost(message, repeated, tag = "2")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
+    /// The asking peer's part when it is a leader of its zone; absent when it is not, or has no zone.
+    #[prost(message, optional, tag = "3")]
+    pub lead: ::core::option::Option<Lead>,
+}
+/// A leader's part in fetching a blob into its zone: of the pieces that the zone lacks it fetches those whose number, modulo
+/// `leaders`, is `rank`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lead {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(uint32, tag = "2")]
+    pub leaders: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveRequest {

@@ -64,14 +64,14 @@ impl World<'_> {
         if self.nodes[node as usize].is_live() {
             let state = &mut self.blobs[blob as usize];
             let zone = self.nodes[node as usize].zone;
-            let peers = state.tracker.announce(node, zone, self.scenario.handout_max, &mut self.rng);
-            let answer = self.answers.insert(Answer { blob, peers, known: state.known });
+            let (peers, lead) = state.tracker.announce(node, zone, self.scenario.handout_max, &mut self.rng);
+            let answer = self.answers.insert(Answer { blob, peers, lead, known: state.known });
             self.push_after(self.scenario.latency, Happening::Answer { node, answer: slot(answer) });
         }
     }
 
     pub(super) fn answered(&mut self, node: u32, answer: u32) {
-        let Answer { blob, peers, known } = self.answers.remove(answer as usize);
+        let Answer { blob, peers, lead, known } = self.answers.remove(answer as usize);
         let held = &self.nodes[node as usize].blobs[blob as usize];
         if !self.nodes[node as usize].is_live() || held.have.is_full() {
             return;
@@ -82,10 +82,18 @@ impl World<'_> {
         let infos: Vec<_> = peers.iter().map(|&peer| self.nodes[peer as usize].swarm.me().clone()).collect();
         let state = &mut self.nodes[node as usize];
         if let Some(torrent) = state.blobs[blob as usize].torrent {
+            if let Some(lead) = lead {
+                state.swarm.lead(self.now, torrent, lead);
+            }
             state.swarm.add_peers(self.now, torrent, &infos);
         }
         self.touch(node);
-        self.push_after(self.scenario.announce_interval, Happening::Announce { node, blob });
+        // A short handout is that of a young swarm: more have come soon.
+        let held = &mut self.nodes[node as usize].blobs[blob as usize];
+        let interval = self.scenario.announce_interval;
+        let again = if peers.len() > self.scenario.handout_max { interval } else { held.announce_again.min(interval) };
+        held.announce_again = again * 2;
+        self.push_after(again, Happening::Announce { node, blob });
     }
 
     pub(super) fn end_lease(&mut self, node: u32) {

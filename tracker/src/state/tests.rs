@@ -266,3 +266,22 @@ fn the_same_seed_and_calls_give_the_same_answers() {
     };
     assert_eq!(history(), history());
 }
+
+#[test]
+fn the_first_two_of_a_zone_lead_it_and_who_leaves_is_replaced() {
+    let (mut state, now) = (state(LIMITS), Instant::now());
+    let lead = |state: &mut State<PeerInfo>, peer: &PeerInfo| {
+        let answer = state.announce(now, &announce(peer, &[torrent(1, 50)])).unwrap();
+        answer.handouts[0].lead.map(|lead| (lead.rank, lead.leaders))
+    };
+    let peers: Vec<_> = (0..4).map(|number| agent(number, "a", "")).collect();
+    assert_eq!(lead(&mut state, &peers[0]), Some((0, 1)), "alone it fetches all");
+    let leads: Vec<_> = peers.iter().map(|peer| lead(&mut state, peer)).collect();
+    assert_eq!(leads, [Some((0, 1)), Some((1, 2)), None, None]);
+    assert_eq!(lead(&mut state, &peers[0]), Some((0, 2)));
+    assert!(state.leave(&peers[0].id));
+    let leads: Vec<_> = peers[1..].iter().map(|peer| lead(&mut state, peer)).collect();
+    assert_eq!(leads, [Some((1, 2)), None, Some((0, 2))]);
+    assert_eq!(lead(&mut state, &agent(9, "", "")), None, "without a zone there is nothing to cross");
+    assert_eq!(lead(&mut state, &PeerInfo { role: Role::Origin, ..agent(10, "a", "") }), None);
+}

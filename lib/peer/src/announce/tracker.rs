@@ -22,6 +22,8 @@ const PEERS_WANTED: u32 = 50;
 /// What a tracker may say of its interval; also how often an unknown one is called.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// How long after a short handout, a young swarm's, more peers are asked for; twice as long after each further one.
+const AGAIN: Duration = Duration::from_millis(250);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,6 +60,8 @@ pub(super) struct Tracker {
     /// It was told all and still asks for all: its limits are too small for us, so that asking at once is no use.
     unsatisfied: bool,
     called_at: Option<Instant>,
+    /// How long after the next short handout it is called again.
+    again: Duration,
     /// When the lease is to be renewed; or, when it is away, when it is tried again.
     due: Instant,
 }
@@ -96,6 +100,7 @@ impl Tracker {
             told_all: false,
             unsatisfied: false,
             called_at: None,
+            again: AGAIN,
             due: Instant::now(),
         }
     }
@@ -119,6 +124,9 @@ impl Tracker {
         } else if now >= self.due {
             let leeching = owned.iter().filter(|(_, state)| **state == LocalState::Leeching);
             self.pending.extend(leeching.map(|(digest, _)| digest));
+        }
+        if self.pending.iter().any(|digest| owned.get(digest) == Some(&LocalState::Leeching)) && now < self.due {
+            self.again = AGAIN;
         }
         let mut list = Vec::new();
         let mut asks = 0;
@@ -156,6 +164,10 @@ impl Tracker {
         let interval = Duration::from_millis(answer.interval_ms.into());
         let third = Duration::from_millis(answer.lease_ms.into()) / 3;
         self.due = now + interval.min(third).clamp(INTERVAL_MIN, INTERVAL_MAX);
+        if answer.torrents.iter().any(|torrent| torrent.peers.len() < PEERS_WANTED as usize) {
+            self.due = self.due.min(now + self.again);
+            self.again *= 2;
+        }
         self.calling = false;
         self.up = true;
         self.answered = true;
@@ -194,6 +206,21 @@ mod tests {
 
     fn answer(resync: bool) -> proto::AnnounceResponse {
         proto::AnnounceResponse { lease_ms: 45_000, interval_ms: 15_000, resync, torrents: Vec::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_young_swarm_is_asked_for_again_soon_and_then_less_often() {
+        let (mut tracker, mut now) = (tracker(), Instant::now());
+        let short = proto::TorrentPeers { digest: String::new(), peers: Vec::new(), lead: None };
+        let answer = proto::AnnounceResponse { torrents: vec![short], ..answer(false) };
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            tracker.next_call(&held(1, 0), now);
+            tracker.settled(now, &answer);
+            waits.push(tracker.ready_at().unwrap().duration_since(now).as_millis());
+            now = tracker.ready_at().unwrap();
+        }
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
     }
 
     fn states(list: &[proto::TorrentAnnounce]) -> Vec<(proto::TorrentState, u32)> {

@@ -97,7 +97,7 @@ impl Tracker for Service {
             if torrent.peers_wanted > 0 {
                 let others = book.held.iter().filter(|(id, held)| **id != me.id && held.contains_key(&torrent.digest));
                 let peers = others.map(|(id, _)| book.peers[id].clone()).collect();
-                torrents.push(proto::TorrentPeers { digest: torrent.digest, peers });
+                torrents.push(proto::TorrentPeers { digest: torrent.digest, peers, lead: None });
             }
         }
         Ok(Response::new(proto::AnnounceResponse { lease_ms: 3000, interval_ms: 1000, resync, torrents }))

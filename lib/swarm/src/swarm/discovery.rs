@@ -14,6 +14,8 @@ use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
 
 /// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
 const DIALS_MIN: usize = 16;
+/// Peers in other zones that a leader is connected to for a torrent: as many as a random quarter of a handout.
+const FAR_DIALS: usize = 12;
 /// Members told to a newcomer.
 const INTRODUCTIONS: usize = 16;
 /// Neighbours asked in one search.
@@ -95,14 +97,26 @@ impl Swarm {
         }
     }
 
-    /// Dials candidates of a torrent we lack pieces of, an origin first, the rest at random, until enough are members: a
-    /// share of the connections we may have, and no more than half of those we know unless they are few. The others dial
-    /// us; and in a crowd that comes at once the first to come know only each other, and would fill up with each other.
+    /// Dials candidates of a torrent we lack pieces of until enough are members: a share of the connections we may have, and
+    /// no more than half of those we know unless they are few. The others dial us; and in a crowd that comes at once the
+    /// first to come know only each other, and would fill up with each other. A leader of its zone dials some far ones.
     pub(super) fn dial_for(&mut self, key: TorrentKey) {
         let Some(torrent) = self.torrents.get(&key).filter(|torrent| torrent.is_leech()) else { return };
-        let target = (torrent.candidates.len() / 2).max(DIALS_MIN).min(self.config.connections_soft_max * 4 / 5).max(1);
-        let mut reached =
-            torrent.members.len() + self.discovery.dialling.values().filter(|&&dialling| dialling == key).count();
+        let known = torrent.candidates.values().filter(|peer| !self.is_far(peer)).count();
+        let (crosses, room) = (torrent.crossing.is_some(), self.config.connections_soft_max);
+        self.dial_some(key, false, (known / 2).max(DIALS_MIN).min(room * 4 / 5).max(1), room);
+        if crosses {
+            self.dial_some(key, true, FAR_DIALS, self.config.connections_max);
+        }
+    }
+
+    /// Dials near or far candidates, an origin first, the rest at random, until so many are members or under way.
+    fn dial_some(&mut self, key: TorrentKey, far: bool, target: usize, room: usize) {
+        let torrent = &self.torrents[&key];
+        let mut reached = torrent.members.values().filter(|member| member.far == far).count();
+        let dialling = self.discovery.dialling.iter().filter(|(_, of)| **of == key);
+        let dialled = dialling.filter_map(|(peer, _)| torrent.candidates.get(peer));
+        reached += dialled.filter(|peer| self.is_far(peer) == far).count();
         if reached >= target {
             return;
         }
@@ -110,14 +124,15 @@ impl Swarm {
             .candidates
             .values()
             .filter(|peer| {
-                !self.by_peer.contains_key(&peer.id)
+                self.is_far(peer) == far
+                    && !self.by_peer.contains_key(&peer.id)
                     && !self.discovery.dialling.contains_key(&peer.id)
                     && !self.discovery.is_avoided(&peer.id, self.now)
             })
             .cloned()
             .collect();
         while reached < target && !ready.is_empty() {
-            if self.conns.len() + self.discovery.dialling.len() >= self.config.connections_soft_max && !self.prune() {
+            if self.conns.len() + self.discovery.dialling.len() >= room && !self.prune() {
                 return;
             }
             let origin = ready.iter().position(|peer| peer.role == Role::Origin);
@@ -127,6 +142,17 @@ impl Swarm {
             self.events.push_back(Event::Dial(peer));
             reached += 1;
         }
+    }
+
+    fn is_far(&self, peer: &PeerInfo) -> bool {
+        self.me.topology.is_far(&peer.topology)
+    }
+
+    /// Connections to leave free when others dial us: for our dials under way, and for the far ones of a leader.
+    pub(super) fn reserved(&self) -> usize {
+        let leads = self.torrents.values().any(|torrent| torrent.is_leech() && torrent.crossing.is_some());
+        let far = if leads { FAR_DIALS.saturating_sub(self.far.iter().count()) } else { 0 };
+        self.discovery.dialling.len().max(far)
     }
 
     /// Dials for every torrent we lack pieces of.

@@ -72,25 +72,38 @@ impl Swarm {
             return;
         }
         // What is begun may be asked for without room.
-        if self.has_room() || self.torrents.values().any(|torrent| !torrent.begun.is_empty()) {
-            self.dirty.interest.extend(&std::mem::take(&mut self.declined));
-        } else {
-            self.declined.extend(&self.allowed);
-            self.dirty.interest.extend(&self.allowed);
+        let begun = self.torrents.values().any(|torrent| !torrent.begun.is_empty());
+        let room = [false, true].map(|far| begun || self.has_room(far));
+        for conn in self.declined.clone().iter().filter(|conn| room[usize::from(self.far.contains(*conn))]) {
+            self.declined.remove(conn);
+            self.dirty.interest.insert(conn);
+        }
+        for conn in self.allowed.iter().filter(|conn| !room[usize::from(self.far.contains(*conn))]) {
+            self.declined.insert(conn);
+            self.dirty.interest.insert(conn);
         }
     }
 
-    /// Tells whether more may be in flight: enough to keep the path full, and no more, so that slots elsewhere are not
-    /// held by one who cannot use them.
+    /// Tells whether more may be in flight, from near or from far peers: enough to keep the path full, and no more, so that
+    /// slots elsewhere are not held by one who cannot use them. Far ones have room of their own: what they grant comes
+    /// later, when near ones have taken all the room, and a whole zone waits for it.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
-    fn has_room(&self) -> bool {
+    fn has_room(&self, far: bool) -> bool {
         let inflight = self.requested_bytes + self.unverified_bytes;
+        let far_bytes = self.far_bytes();
+        let here = if far { far_bytes } else { inflight - far_bytes };
         let leeching = self.torrents.values().filter(|torrent| torrent.is_leech());
         let longest = leeching.map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
         let few = longest * u64::from(self.config.inflight_pieces);
         let delay = self.quickest.get().unwrap_or_default().as_secs_f64();
         let path = self.rate_in.get(self.now) * delay * INFLIGHT_GAIN;
-        inflight + longest <= self.config.inflight_bytes_max.max(longest) && (inflight < few || inflight < path as u64)
+        inflight + longest <= self.config.inflight_bytes_max.max(longest) && (here < few || here < path as u64)
+    }
+
+    /// Bytes requested of far peers.
+    fn far_bytes(&self) -> u64 {
+        let requested = self.far.iter().flat_map(|conn| &self.conns[conn].down.inflight);
+        requested.map(|(_, block)| u64::from(block.length)).sum()
     }
 
     /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
@@ -102,7 +115,7 @@ impl Swarm {
         if total == 0 || state.down.allowance == 0 || state.down.pieces >= state.down.depth {
             return None;
         }
-        let room = self.has_room();
+        let room = self.has_room(self.far.contains(conn));
         let mut at: u32 = if wanted.len() > 1 { self.rng.random_range(0..total) } else { 0 };
         let first = wanted.iter().position(|(_, wanted)| {
             let here = at < *wanted;
@@ -124,6 +137,7 @@ impl Swarm {
                 begun: &torrent.begun,
                 asked: &asked,
                 availability: &torrent.availability,
+                gives: &|piece| member.gives(torrent.across(piece)),
                 readers: &torrent.windows(self.now, &self.config),
                 first: torrent.have.is_empty(),
                 alone: torrent.leechers == 0,

@@ -28,11 +28,14 @@ impl Swarm {
         self.discovery.backoff.remove(&peer.id);
         self.by_peer.insert(peer.id, index);
         self.by_id.insert(conn, index);
+        if self.me.topology.is_far(&peer.topology) {
+            self.far.insert(index);
+        }
         self.conns.insert(index, Connection::new(now, conn, peer, dialled));
-        let leeching: Vec<_> =
-            self.torrents.iter().filter(|(_, torrent)| torrent.is_leech()).map(|(&key, _)| key).collect();
-        for key in leeching {
-            self.send_open(index, key);
+        for key in self.torrents.keys().copied().collect::<Vec<_>>() {
+            if self.torrents[&key].is_leech() && self.seeks(index, key) {
+                self.send_open(index, key);
+            }
         }
     }
 
@@ -58,7 +61,7 @@ impl Swarm {
         let origin = dialled && peer.role == Role::Origin;
         // Our own dials under way have their room: in a crowd that comes at once the first are dialled by everyone, and
         // would refuse each other.
-        let reserved = if dialled { 0 } else { self.discovery.dialling.len() };
+        let reserved = if dialled { 0 } else { self.reserved() };
         if !origin && self.conns.len() + reserved >= self.config.connections_max && !self.prune() {
             return Err(DisconnectReason::Surplus);
         }
@@ -170,10 +173,10 @@ impl Swarm {
                 }
                 if self.conns[conn].opened.contains(&key) {
                     self.catch_up(conn, key);
+                    self.attach(conn, alias, key);
                 } else {
-                    self.send_open(conn, key);
+                    self.meet(conn, key, false);
                 }
-                self.attach(conn, alias, key);
             }
             None => self.events.push_back(Event::TorrentWanted(digest)),
         }
@@ -235,11 +238,12 @@ impl Swarm {
             return;
         }
         torrent.availability.add(piece);
+        let far = member.far;
         if leecher && !member.is_leecher() {
             torrent.leechers -= 1;
             torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
         }
-        if torrent.open.contains(piece) {
+        if torrent.open.contains(piece) && !far {
             member.wanted += 1;
             if let (1, Some(state)) = (member.wanted, self.conns.get_mut(conn)) {
                 state.down.wanted += 1;
@@ -256,6 +260,11 @@ impl Swarm {
             }
             self.dirty.reveal.insert((key, conn));
         }
+        if far {
+            self.recount_member(conn, key);
+        } else {
+            self.near_has(key, piece);
+        }
     }
 
     /// Brings together a torrent open here and the peer's side of it.
@@ -270,12 +279,15 @@ impl Swarm {
             return;
         };
         torrent.availability.add_all(&have);
-        let wanted = u32::try_from(torrent.open.iter_and(&have).count()).unwrap_or(u32::MAX);
-        state.down.wanted += u32::from(wanted > 0);
         state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
         let revealed = Bitfield::empty(&torrent.geometry);
-        let member =
-            Member { alias, role: state.peer.role, have, wanted, revealed, unfetched: 0, told: torrent.gained.len() };
+        let (role, far, told) = (state.peer.role, self.far.contains(conn), torrent.gained.len());
+        if !far {
+            torrent.near.add_all(&have);
+        }
+        let mut member = Member { alias, role, far, have, wanted: 0, revealed, unfetched: 0, told };
+        member.wanted = torrent.count_wanted(&member);
+        state.down.wanted += u32::from(member.wanted > 0);
         if member.is_leecher() {
             torrent.leechers += 1;
             torrent.idle_since = None;
@@ -288,6 +300,9 @@ impl Swarm {
             self.dirty.reveal.insert((key, conn));
         }
         self.note_serving(conn);
+        if !far {
+            self.recount_far(key);
+        }
         self.end_super_seed();
         self.introduce(conn, key);
         self.part_if_both_full(conn, key);
@@ -304,6 +319,9 @@ impl Swarm {
         state.shared.remove(&key);
         state.down.wanted -= u32::from(member.wanted > 0);
         torrent.availability.remove_all(&member.have);
+        if !member.far {
+            torrent.near.remove_all(&member.have);
+        }
         if let Some(seed) = &mut torrent.super_seed {
             let unfetched = member.revealed.iter().filter(|&piece| !member.have.contains(piece));
             unfetched.for_each(|piece| seed.settle(piece));
@@ -320,6 +338,7 @@ impl Swarm {
         let longest = state.shared.iter().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
         state.up.piece_length = longest.unwrap_or(0);
         self.note_serving(conn);
+        self.recount_far(key);
     }
 
     /// Two seeders have nothing to tell each other about a torrent.

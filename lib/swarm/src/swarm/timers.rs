@@ -49,6 +49,7 @@ impl Swarm {
         }
         self.search_for_lonely();
         self.unstick();
+        self.volunteer();
         self.expire_grudges();
     }
 }

@@ -49,12 +49,20 @@ impl Swarm {
         let rates = self.choker.ranks_by_rate();
         if !rates && !self.serving.contains(conn) {
             // Most are not being served; their connections need not be looked at.
-            return View { conn, interested: true, slots: 0, rate_in: 0.0, rate_out: 0.0 };
+            return View {
+                conn,
+                interested: true,
+                far: self.far.contains(conn),
+                slots: 0,
+                rate_in: 0.0,
+                rate_out: 0.0,
+            };
         }
         let state = &self.conns[conn];
         View {
             conn,
             interested: state.up.interested,
+            far: self.far.contains(conn),
             slots: state.up.slots,
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
             rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },

@@ -81,6 +81,17 @@ impl Net {
         }
     }
 
+    /// Two zones: the first nodes in one, the rest in the other.
+    pub(crate) fn zones(first: usize, second: usize, pieces: u64) -> Self {
+        let mut net = Self::new(first + second, pieces);
+        for node in 0..first + second {
+            let mut me = net.nodes[node].me().clone();
+            me.topology.zone = if node < first { "a" } else { "b" }.to_owned();
+            net.nodes[node] = Swarm::new(Config::default(), me, node as u64);
+        }
+        net
+    }
+
     pub(crate) fn torrent(&self, have: Bitfield) -> OpenTorrent {
         let known = self.geometry.piece_count();
         OpenTorrent { digest: self.digest, geometry: self.geometry, have, known, super_seed: false }

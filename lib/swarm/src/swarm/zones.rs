@@ -1,0 +1,114 @@
+//! Zones: about one copy of a blob crosses into each. Leaders fetch across, and only what no peer of their zone has; the
+//! others neither dial nor join far peers, until their zone has come to a standstill.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use shoal_meta::{PieceIndex, Role};
+
+use super::Swarm;
+use crate::connection::RemoteState;
+use crate::dense::ConnIndex;
+use crate::torrent::Across;
+use crate::{Lead, Time, TorrentKey};
+
+/// How long nothing comes to us nor to our near peers before some of us fetch across.
+const STANDSTILL: Duration = Duration::from_secs(2);
+/// About how many nodes of a zone at a standstill become leaders in a second.
+const VOLUNTEERS: usize = 2;
+
+impl Swarm {
+    /// This node is a leader of its zone for a torrent (the tracker says so): it fetches its part of what the zone lacks
+    /// from others.
+    pub fn lead(&mut self, now: Time, torrent: TorrentKey, lead: Lead) {
+        self.now = now;
+        let Some(state) = self.torrents.get_mut(&torrent) else { return };
+        if !state.is_leech() || state.crossing == Some(lead) {
+            return;
+        }
+        state.crossing = Some(lead);
+        self.recount_far(torrent);
+        for conn in self.far.clone().iter() {
+            self.meet(conn, torrent, true);
+        }
+        self.dial_for(torrent);
+    }
+
+    /// Tells whether to join a peer in a torrent for what we may get there.
+    pub(super) fn seeks(&self, conn: ConnIndex, key: TorrentKey) -> bool {
+        !self.far.contains(conn) || self.torrents[&key].crossing.is_some() || self.me.role == Role::Origin
+    }
+
+    /// Opens a torrent at a peer and joins it there: when we look for pieces and may get them there, or the peer has
+    /// opened it and may get them here.
+    pub(super) fn meet(&mut self, conn: ConnIndex, key: TorrentKey, looking: bool) {
+        let digest = self.torrents[&key].digest;
+        let alias = self.waiting_alias(conn, &digest);
+        let seeks = self.seeks(conn, key);
+        if (looking && seeks) || alias.is_some_and(|alias| seeks || self.is_leecher(conn, alias)) {
+            self.send_open(conn, key);
+            if let Some(alias) = alias {
+                self.attach(conn, alias, key);
+            }
+        }
+    }
+
+    /// Tells whether a peer is an agent that lacks pieces of a torrent it opened and that is not open here.
+    fn is_leecher(&self, conn: ConnIndex, alias: crate::wire::Alias) -> bool {
+        let state = &self.conns[conn];
+        let lacks =
+            |remote: &crate::connection::Remote| matches!(&remote.state, RemoteState::Waiting(have) if !have.is_full());
+        state.peer.role == Role::Agent && state.remotes.get(&alias).is_some_and(|remote| lacks(remote))
+    }
+
+    /// A near member got a piece: it need not be fetched across any more.
+    pub(super) fn near_has(&mut self, key: TorrentKey, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        torrent.near_progress_at = self.now;
+        let across = torrent.across(piece);
+        torrent.near.add(piece);
+        if across != Across::Nobody && torrent.open.contains(piece) {
+            self.recount(key, piece, false, |member| member.far && member.gives(across));
+        }
+    }
+
+    /// Counts anew what we want of far members, after a near one came or left or it became ours to fetch across.
+    pub(super) fn recount_far(&mut self, key: TorrentKey) {
+        for conn in self.far.clone().iter() {
+            self.recount_member(conn, key);
+        }
+    }
+
+    /// Counts anew what we want of a far member.
+    pub(super) fn recount_member(&mut self, conn: ConnIndex, key: TorrentKey) {
+        let Some(torrent) = self.torrents.get_mut(&key).filter(|torrent| torrent.crossing.is_some()) else { return };
+        let Some(wanted) = torrent.members.get(conn).map(|member| torrent.count_wanted(member)) else { return };
+        let (Some(member), Some(state)) = (torrent.members.get_mut(conn), self.conns.get_mut(conn)) else { return };
+        let before = std::mem::replace(&mut member.wanted, wanted);
+        state.down.wanted -= u32::from(before > 0);
+        state.down.wanted += u32::from(wanted > 0);
+        self.dirty.interest.insert(conn);
+        if wanted > before && self.allowed.contains(conn) {
+            self.dirty.holding.insert(conn);
+        }
+    }
+
+    /// Where nothing has come to a zone for a while its leaders are gone: some of those who wait take their place.
+    pub(super) fn volunteer(&mut self) {
+        if self.me.topology.zone.is_empty() {
+            return;
+        }
+        let stuck = |torrent: &crate::torrent::Torrent| {
+            torrent.is_leech()
+                && torrent.crossing != Some(Lead::ALONE)
+                && self.now.since(torrent.near_progress_at) >= STANDSTILL
+        };
+        let stuck: Vec<_> = self.torrents.iter().filter(|(_, torrent)| stuck(torrent)).map(|(&key, _)| key).collect();
+        for key in stuck {
+            let near = self.torrents[&key].members.values().filter(|member| !member.far && member.is_leecher()).count();
+            if self.rng.random_range(0..=near) < VOLUNTEERS {
+                self.lead(self.now, key, Lead::ALONE);
+            }
+        }
+    }
+}
