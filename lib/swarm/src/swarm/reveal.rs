@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::seq::SliceRandom as _;
+
 use super::Swarm;
 use crate::TorrentKey;
 use crate::superseed::SuperSeed;
@@ -14,7 +16,10 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 impl Swarm {
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
     pub(super) fn reveal_all(&mut self) {
-        while let Some((key, conn)) = self.dirty.reveal.pop_first() {
+        let mut members: Vec<_> = std::mem::take(&mut self.dirty.reveal).into_iter().collect();
+        // While pieces come one by one, the same peer would get each of them.
+        members.shuffle(&mut self.rng);
+        for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
             let few = torrent.members.len() <= SuperSeed::FEW;
             let repeat = few || self.has_spare_copies();
