@@ -74,7 +74,7 @@ pub enum Message {
     Request { alias: Alias, blocks: Vec<WireBlock> },
     Reject { alias: Alias, blocks: Vec<WireBlock> },
     Cancel { alias: Alias, blocks: Vec<WireBlock> },
-    PeerExchange { digest: Digest, peers: Vec<PeerInfo> },
+    PeerExchange { digest: Digest, peers: Vec<PeerInfo>, query: Option<u64> },
     FindPeers { digest: Digest, hops: u32, query: u64 },
 }
 
@@ -212,7 +212,8 @@ fn to_proto(message: &Message) -> proto::control::Message {
         }
         Message::Reject { alias, blocks: list } => Out::Reject(proto::Reject { alias: alias.0, blocks: blocks(list) }),
         Message::Cancel { alias, blocks: list } => Out::Cancel(proto::Cancel { alias: alias.0, blocks: blocks(list) }),
-        Message::PeerExchange { digest, peers } => Out::PeerExchange(proto::PeerExchange {
+        Message::PeerExchange { digest, peers, query } => Out::PeerExchange(proto::PeerExchange {
+            query: *query,
             digest: digest.to_string(),
             peers: peers.iter().map(peer_to_proto).collect(),
         }),
@@ -247,6 +248,7 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
             bound(exchange.peers.len(), PEERS_LENGTH_MAX)?;
             let peers = exchange.peers.iter().map(|peer| peer_from_proto(Some(peer)));
             Message::PeerExchange {
+                query: exchange.query,
                 digest: digest(&exchange.digest)?,
                 peers: peers.collect::<Result<_, _>>().map_err(WireError::Peer)?,
             }

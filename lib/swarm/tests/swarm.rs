@@ -135,6 +135,23 @@ fn a_zone_whose_leader_is_lost_goes_on() {
 }
 
 #[test]
+fn peers_that_search_for_the_same_blob_do_not_answer_each_other_for_ever() {
+    let mut net = Net::new(2, 4);
+    (0..2).for_each(|node| {
+        net.leech(node);
+    });
+    let (there, here) = net.connect(1, 0);
+    net.run_for(1);
+    let digest = net.digest;
+    net.forge(1, there, Message::FindPeers { digest, hops: 1, query: 1 });
+    net.forge(0, here, Message::FindPeers { digest, hops: 1, query: 2 });
+    net.forge(1, there, Message::PeerExchange { digest, peers: vec![peer(7, Role::Agent)], query: None });
+    net.run_for(3);
+    let told = net.sent.iter().filter(|(.., frame)| matches!(frame, Frame::Control(Message::PeerExchange { .. })));
+    assert!(told.count() <= 5, "{}", net.transcript());
+}
+
+#[test]
 fn the_same_seed_and_inputs_give_the_same_frames() {
     let run = || {
         let mut net = Net::new(5, 60);

@@ -54,7 +54,11 @@ fn message() -> impl Strategy<Value = Message> {
         (alias.clone(), blocks.clone()).prop_map(|(alias, blocks)| Message::Request { alias, blocks }),
         (alias.clone(), blocks.clone()).prop_map(|(alias, blocks)| Message::Reject { alias, blocks }),
         (alias, blocks).prop_map(|(alias, blocks)| Message::Cancel { alias, blocks }),
-        (digest.clone(), peers).prop_map(|(digest, peers)| Message::PeerExchange { digest, peers }),
+        (digest.clone(), peers, any::<Option<u64>>()).prop_map(|(digest, peers, query)| Message::PeerExchange {
+            digest,
+            peers,
+            query
+        }),
         (digest, 0..=2u32, any::<u64>()).prop_map(|(digest, hops, query)| Message::FindPeers { digest, hops, query }),
     ]
 }

@@ -141,6 +141,9 @@ pub struct PeerExchange {
     pub digest: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub peers: ::prost::alloc::vec::Vec<super::super::tracker::v1::Peer>,
+    /// The query it answers; absent in news. An answer goes back the way the query came, and nowhere else.
+    #[prost(uint64, optional, tag = "3")]
+    pub query: ::core::option::Option<u64>,
 }
 /// "Who has this blob?" Asked of neighbours when the tracker is away; forwarded while hops remain (at most 2).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

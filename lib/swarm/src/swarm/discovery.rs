@@ -192,26 +192,26 @@ impl Swarm {
             peers.push(self.conns[other].peer.clone());
         }
         let digest = torrent.digest;
-        self.send(conn, Message::PeerExchange { digest, peers });
+        self.send(conn, Message::PeerExchange { digest, peers, query: None });
     }
 
-    /// A peer told us of others: candidates, and the answer to a neighbour's search.
-    pub(super) fn exchanged(&mut self, conn: ConnIndex, digest: Digest, peers: &[PeerInfo]) {
+    /// A peer told us of others: candidates, and maybe the answer to a search that another asked us. It goes back the way
+    /// the search came: passed on to all who search for the blob, two who search for the same would never stop.
+    pub(super) fn exchanged(&mut self, conn: ConnIndex, digest: Digest, peers: Vec<PeerInfo>, query: Option<u64>) {
         if let Some(&key) = self.by_digest.get(&digest) {
-            self.add_peers(self.now, key, peers);
+            self.add_peers(self.now, key, &peers);
         }
-        let now = self.now;
-        let askers: Vec<_> = self
-            .discovery
-            .queries
-            .values()
-            .filter(|(_, of, until)| *of == digest && now < *until)
-            .filter_map(|(asker, _, _)| self.by_id.get(&(*asker)?).copied())
-            .filter(|asker| *asker != conn)
-            .collect();
-        for asker in askers {
-            self.send(asker, Message::PeerExchange { digest, peers: peers.to_vec() });
+        let asker = query.and_then(|query| self.asker(query, &digest)).filter(|asker| *asker != conn);
+        if let Some(asker) = asker {
+            self.send(asker, Message::PeerExchange { digest, peers, query });
         }
+    }
+
+    /// Who asked us a search that still matters.
+    fn asker(&self, query: u64, digest: &Digest) -> Option<ConnIndex> {
+        let (asker, of, until) = self.discovery.queries.get(&query)?;
+        let asked = of == digest && self.now < *until;
+        if asked { self.by_id.get(&(*asker)?).copied() } else { None }
     }
 
     /// A neighbour searches for peers: answer what we know, and pass the search on while it has hops left.
@@ -227,7 +227,7 @@ impl Swarm {
                 if !torrent.have.is_empty() {
                     peers.push(self.me.clone());
                 }
-                self.send(conn, Message::PeerExchange { digest, peers });
+                self.send(conn, Message::PeerExchange { digest, peers, query: Some(query) });
             }
             None => self.events.push_back(Event::FindTorrent { digest, query }),
         }
@@ -239,10 +239,9 @@ impl Swarm {
     /// The answer to an `Event::FindTorrent`: whether the store holds the blob.
     pub fn handle_find_answer(&mut self, now: Time, query: u64, digest: Digest, held: bool) {
         self.now = now;
-        let asker = self.discovery.queries.get(&query).and_then(|(asker, _, _)| self.by_id.get(&(*asker)?).copied());
-        if let (true, Some(asker)) = (held, asker) {
+        if let (true, Some(asker)) = (held, self.asker(query, &digest)) {
             let peers = vec![self.me.clone()];
-            self.send(asker, Message::PeerExchange { digest, peers });
+            self.send(asker, Message::PeerExchange { digest, peers, query: Some(query) });
         }
     }
 

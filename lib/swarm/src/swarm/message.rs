@@ -99,8 +99,8 @@ impl Swarm {
             Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),
             Message::Reject { alias, blocks } => self.rejected(conn, alias, &blocks),
             Message::Cancel { alias, blocks } => self.cancelled(conn, alias, &blocks),
-            Message::PeerExchange { digest, peers } => {
-                self.exchanged(conn, digest, &peers);
+            Message::PeerExchange { digest, peers, query } => {
+                self.exchanged(conn, digest, peers, query);
                 Ok(())
             }
             Message::FindPeers { digest, hops, query } => {
