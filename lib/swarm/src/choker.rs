@@ -40,9 +40,8 @@ pub(crate) enum Decision {
 #[derive(Debug)]
 pub(crate) enum Choker {
     /// A free slot goes at once to a random one of the interested peers with the least outstanding, far ones first: what
-    /// crosses serves a zone. Turns (the one served
-    /// least recently) and serving those behind first were tried: both make neighbours serve the same peer at the same
-    /// time.
+    /// crosses serves a zone. Turns (the one served least recently) and serving those behind first were tried: both make
+    /// neighbours serve the same peer at the same time.
     Cluster { slots: u64 },
     /// Tit-for-tat rounds (Cohen 2003): the seeds' policy.
     Reciprocal(Reciprocal),

@@ -7,9 +7,10 @@ use rand::RngExt as _;
 use shoal_meta::{PieceIndex, Role};
 
 use super::Swarm;
-use crate::connection::RemoteState;
+use crate::connection::{Remote, RemoteState};
 use crate::dense::ConnIndex;
-use crate::torrent::Across;
+use crate::torrent::{Across, Torrent};
+use crate::wire::Alias;
 use crate::{Lead, Time, TorrentKey};
 
 /// How long nothing comes to us nor to our near peers before some of us fetch across.
@@ -54,10 +55,9 @@ impl Swarm {
     }
 
     /// Tells whether a peer is an agent that lacks pieces of a torrent it opened and that is not open here.
-    fn is_leecher(&self, conn: ConnIndex, alias: crate::wire::Alias) -> bool {
+    fn is_leecher(&self, conn: ConnIndex, alias: Alias) -> bool {
         let state = &self.conns[conn];
-        let lacks =
-            |remote: &crate::connection::Remote| matches!(&remote.state, RemoteState::Waiting(have) if !have.is_full());
+        let lacks = |remote: &Remote| matches!(&remote.state, RemoteState::Waiting(have) if !have.is_full());
         state.peer.role == Role::Agent && state.remotes.get(&alias).is_some_and(|remote| lacks(remote))
     }
 
@@ -98,7 +98,7 @@ impl Swarm {
         if self.me.topology.zone.is_empty() {
             return;
         }
-        let stuck = |torrent: &crate::torrent::Torrent| {
+        let stuck = |torrent: &Torrent| {
             torrent.is_leech()
                 && torrent.crossing != Some(Lead::ALONE)
                 && self.now.since(torrent.near_progress_at) >= STANDSTILL
