@@ -166,7 +166,7 @@ impl Tracker {
         self.due = now + interval.min(third).clamp(INTERVAL_MIN, INTERVAL_MAX);
         if answer.torrents.iter().any(|torrent| torrent.peers.len() < PEERS_WANTED as usize) {
             self.due = self.due.min(now + self.again);
-            self.again *= 2;
+            self.again = (self.again * 2).min(INTERVAL_MAX);
         }
         self.calling = false;
         self.up = true;
@@ -214,13 +214,15 @@ mod tests {
         let short = proto::TorrentPeers { digest: String::new(), peers: Vec::new(), lead: None };
         let answer = proto::AnnounceResponse { torrents: vec![short], ..answer(false) };
         let mut waits = Vec::new();
-        for _ in 0..8 {
+        // A swarm that stays small, for half an hour.
+        for _ in 0..128 {
             tracker.next_call(&held(1, 0), now);
             tracker.settled(now, &answer);
             waits.push(tracker.ready_at().unwrap().duration_since(now).as_millis());
             now = tracker.ready_at().unwrap();
         }
-        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
+        assert_eq!(waits[..8], [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
+        assert_eq!(waits[8..], [15_000; 120]);
     }
 
     fn states(list: &[proto::TorrentAnnounce]) -> Vec<(proto::TorrentState, u32)> {
