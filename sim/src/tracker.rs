@@ -2,7 +2,7 @@
 
 use rand::RngExt as _;
 use rand_pcg::Pcg64;
-use shoal_swarm::Lead;
+use shoal_meta::Lead;
 
 /// How many quarters of a handout come from the asker's zone, as the real tracker has it.
 const NEAR_SHARE_OF_4: usize = 3;

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
-use shoal_meta::{BlockRef, Digest, Geometry, PieceIndex};
+use shoal_meta::{BlockRef, Digest, Geometry, Lead, PieceIndex};
 use shoal_swarm::wire::{Alias, Message};
-use shoal_swarm::{Event, Lead, Time, TorrentKey};
+use shoal_swarm::{Event, Time, TorrentKey};
 use slab::Slab;
 
 use crate::link::{Downlink, Link};

@@ -15,7 +15,7 @@ use shoal_proto::{peer_from_proto, peer_to_proto};
 use tonic::Status;
 
 use crate::Config;
-use crate::state::{Announce, AnnounceError, Counters, Handout, Holding, Lead, Sizes, State, TorrentAnnounce};
+use crate::state::{Announce, AnnounceError, Counters, Handout, Holding, Sizes, State, TorrentAnnounce};
 
 /// How many torrents one announce may list; a peer with more announces them in several calls.
 pub const TORRENTS_PER_ANNOUNCE_MAX: usize = 10_000;
@@ -87,7 +87,7 @@ impl Service {
         let entry = |handout: Handout<Bytes>| TorrentPeers {
             digest: handout.digest.to_string(),
             peers: handout.peers,
-            lead: handout.lead.map(|Lead { rank, leaders }| proto::Lead { rank, leaders }),
+            lead: handout.lead.map(|lead| proto::Lead { rank: lead.rank(), leaders: lead.leaders() }),
         };
         let response = AnnounceResponse {
             lease_ms: milliseconds(self.config.lease),
@@ -212,6 +212,7 @@ mod tests {
             id: vec![1; 16],
             address: "10.0.0.1:5051".into(),
             role: proto::Role::Agent.into(),
+            zone: "a".into(),
             ..proto::Peer::default()
         };
         let torrent = proto::TorrentAnnounce {
@@ -269,7 +270,7 @@ mod tests {
             torrents: vec![proto::TorrentPeers {
                 digest: request().torrents[0].digest.clone(),
                 peers: vec![request().peer.unwrap()],
-                lead: response.torrents[0].lead,
+                lead: Some(proto::Lead { rank: 1, leaders: 2 }),
             }],
         };
         assert_eq!(proto::AnnounceResponse::decode(response.encode_to_vec().as_slice()).unwrap(), expected);

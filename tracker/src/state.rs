@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
-use shoal_meta::{Digest, PeerId, PeerInfo};
+use shoal_meta::{Digest, Lead, PeerId, PeerInfo};
 use slab::Slab;
 
 pub use handout::{NEAR_SHARE_OF_4, ORIGINS_MAX};
@@ -102,15 +102,6 @@ pub struct Handout<C> {
     pub peers: Vec<C>,
     /// The asker's part when it is a leader of its zone.
     pub lead: Option<Lead>,
-}
-
-/// A leader's part in fetching a blob into its zone: the pieces whose number modulo `leaders` is `rank`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lead {
-    /// From 0.
-    pub rank: u32,
-    /// How many leaders the zone has: [`LEADERS_MAX`] when it has as many members.
-    pub leaders: u32,
 }
 
 /// Says why an announce is refused.
@@ -433,8 +424,8 @@ impl<C: Clone> State<C> {
         let member = peer.torrents.get(torrent)?;
         let zone = self.torrents[*torrent as usize].agents(&peer.standing, Scope::Zone);
         let leaders = zone.len().min(LEADERS_MAX) as u32;
-        let rank = member.spots[Scope::Zone as usize];
-        (!peer.standing.is_origin() && rank < leaders).then_some(Lead { rank, leaders })
+        let lead = Lead::new(member.spots[Scope::Zone as usize], leaders);
+        lead.filter(|_| !peer.standing.is_origin())
     }
 
     /// Panics when the indexes and counts do not agree with each other. For tests and the simulator: it reads everything.

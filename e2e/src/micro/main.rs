@@ -1,6 +1,6 @@
 //! Micro-benchmarks of the data plane: what a byte costs the agent's process, beside nginx and beside bare loops.
 //!
-//! `cargo run --release -p shoal-e2e --bin micro [-- seed receive warm memory caps --rounds 5 --bytes 4096 --loopback]`.
+//! `cargo run --release -p shoal-e2e --bin micro [-- seed receive warm memory caps --rounds 5 --mib 4096 --loopback]`.
 //! Every subject is a process of its own, and what it costs is read from /proc around a transfer: seconds of CPU of all its
 //! threads, whatever else the machine does. Compared subjects take turns in one run; the best round of each counts, as other
 //! load on the machine only ever makes one look worse. As root the ends of a transfer are in network namespaces of their

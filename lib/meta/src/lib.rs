@@ -17,5 +17,5 @@ pub use geometry::{
     PieceIndex,
 };
 pub use metainfo::{Metainfo, MetainfoError, PieceHash};
-pub use peer::{ParsePeerIdError, PeerId, PeerInfo, Role, Topology};
+pub use peer::{Lead, ParsePeerIdError, PeerId, PeerInfo, Role, Topology};
 pub use rendezvous::rendezvous_order;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use crate::PieceIndex;
+
 /// Names a peer: 16 random bytes, drawn when a node's store is made and kept with it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub [u8; 16]);
@@ -70,6 +72,42 @@ pub struct PeerInfo {
     pub role: Role,
     /// Where it stands.
     pub topology: Topology,
+}
+
+/// A leader's part in fetching a blob into its zone: each of a zone's leaders fetches other pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lead {
+    rank: u32,
+    leaders: u32,
+}
+
+impl Lead {
+    /// The only leader: it fetches every piece.
+    pub const ALONE: Self = Self { rank: 0, leaders: 1 };
+
+    /// One of several leaders, by its rank, counted from 0. `None` when the rank is not below their number.
+    #[must_use]
+    pub const fn new(rank: u32, leaders: u32) -> Option<Self> {
+        if rank < leaders { Some(Self { rank, leaders }) } else { None }
+    }
+
+    /// Its rank, counted from 0.
+    #[must_use]
+    pub const fn rank(self) -> u32 {
+        self.rank
+    }
+
+    /// How many leaders the zone has.
+    #[must_use]
+    pub const fn leaders(self) -> u32 {
+        self.leaders
+    }
+
+    /// Tells whether a piece is in its part: the pieces whose number, modulo the leaders', is its rank.
+    #[must_use]
+    pub fn covers(self, piece: PieceIndex) -> bool {
+        piece.get() % self.leaders == self.rank
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use shoal_meta::{Digest, PeerInfo, rendezvous_order};
+use shoal_meta::{Digest, Lead, PeerInfo, rendezvous_order};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
-use shoal_swarm::Lead;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};

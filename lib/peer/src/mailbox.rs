@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceIndex};
+use shoal_meta::{BlockRef, Digest, Lead, PeerId, PeerInfo, PieceIndex};
 use shoal_store::{Blob, CommitError, Partial, WriteError};
 use shoal_swarm::wire::{BlockHeader, Message};
-use shoal_swarm::{ConnId, Lead, TorrentKey};
+use shoal_swarm::{ConnId, TorrentKey};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 

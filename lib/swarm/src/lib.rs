@@ -23,5 +23,5 @@ pub use config::{ChokePolicy, Config};
 pub use event::{
     BlockOutcome, ConnId, DisconnectReason, Event, Frame, ReaderId, TimeoutReason, TorrentKey, Transmit, Violation,
 };
-pub use swarm::{Lead, OpenTorrent, SEND_WINDOW_BLOCKS, Swarm, TorrentView};
+pub use swarm::{OpenTorrent, SEND_WINDOW_BLOCKS, Swarm, TorrentView};
 pub use time::Time;

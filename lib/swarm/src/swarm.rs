@@ -48,28 +48,6 @@ pub struct OpenTorrent {
     pub super_seed: bool,
 }
 
-/// A leader's part in fetching a blob into its zone: each of a zone's leaders fetches other pieces.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lead {
-    rank: u32,
-    leaders: u32,
-}
-
-impl Lead {
-    /// The only leader: it fetches every piece.
-    pub const ALONE: Self = Self { rank: 0, leaders: 1 };
-
-    /// One of several leaders, by its rank, counted from 0. `None` when the rank is not below their number.
-    #[must_use]
-    pub fn new(rank: u32, leaders: u32) -> Option<Self> {
-        (rank < leaders).then_some(Self { rank, leaders })
-    }
-
-    pub(crate) fn covers(self, piece: PieceIndex) -> bool {
-        piece.get() % self.leaders == self.rank
-    }
-}
-
 /// What can be seen of a torrent from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TorrentView {
@@ -218,7 +196,7 @@ impl Swarm {
         self.by_digest.insert(digest, key);
         let leech = self.torrents[&key].is_leech();
         for conn in self.conns.indices().iter() {
-            self.meet(conn, key, leech);
+            self.meet(conn, key, self.waiting_alias(conn, &digest), leech);
         }
         Some(key)
     }
@@ -439,7 +417,7 @@ impl Swarm {
         self.moved_at = self.now;
         if torrent.super_seed.is_some() {
             self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
-            self.end_super_seed();
+            self.end_super_seed(key);
         } else if torrent.is_leech() {
             torrent.gained.push(piece);
             self.dirty.fresh.insert(key);

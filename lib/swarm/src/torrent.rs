@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
+use shoal_meta::{Bitfield, Digest, Geometry, Lead, PeerId, PeerInfo, PieceIndex, Role};
 
 use crate::availability::Availability;
 use crate::dense::{ConnIndex, ConnMap};
 use crate::picker::Window;
 use crate::superseed::SuperSeed;
 use crate::wire::Alias;
-use crate::{Config, Lead, OpenTorrent, ReaderId, Time};
+use crate::{Config, OpenTorrent, ReaderId, Time};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
 pub(crate) const CANDIDATES_MAX: usize = 256;

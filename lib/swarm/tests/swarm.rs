@@ -5,9 +5,9 @@ mod net;
 use std::time::Duration;
 
 use net::{Net, peer};
-use shoal_meta::{Bitfield, Role};
+use shoal_meta::{Bitfield, Lead, Role};
 use shoal_swarm::wire::{Message, WireBlock};
-use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, Lead, OpenTorrent, TorrentKey, Violation};
+use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
     net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
@@ -91,15 +91,23 @@ fn crossed(net: &Net, border: usize) -> Vec<usize> {
     sent.filter(|(_, _, frame)| matches!(frame, Frame::Block { .. })).map(|(_, to, _)| *to).collect()
 }
 
-#[test]
-fn one_copy_crosses_into_a_zone_by_its_leaders() {
-    let mut net = Net::zones(3, 4, 60);
+/// Two zones with a seeder in the first, where all others leech and the first two of the second zone lead it.
+fn led(first: usize, second: usize, pieces: u64) -> Net {
+    let mut net = Net::zones(first, second, pieces);
     net.seed(0);
-    let keys: Vec<_> = (1..7).map(|node| net.leech(node)).collect();
-    for (node, rank) in [(3, 0), (4, 1)] {
-        net.nodes[node].lead(net.now, keys[node - 1], Lead::new(rank, 2).unwrap());
+    for node in 1..first + second {
+        let key = net.leech(node);
+        if let Some(lead) = node.checked_sub(first).and_then(|rank| Lead::new(u32::try_from(rank).ok()?, 2)) {
+            net.nodes[node].lead(net.now, key, lead);
+        }
     }
     net.connect_all();
+    net
+}
+
+#[test]
+fn one_copy_crosses_into_a_zone_by_its_leaders() {
+    let mut net = led(3, 4, 60);
     net.run_until("all complete", 30, |net| (1..7).all(|node| net.is_complete(node)));
     let crossed = crossed(&net, 3);
     assert_eq!(crossed.len(), 60, "each piece once");
@@ -121,13 +129,7 @@ fn a_zone_without_a_leader_waits_and_then_fetches_by_itself() {
 
 #[test]
 fn a_zone_whose_leader_is_lost_goes_on() {
-    let mut net = Net::zones(1, 4, 200);
-    net.seed(0);
-    let keys: Vec<_> = (1..5).map(|node| net.leech(node)).collect();
-    for (node, rank) in [(1, 0), (2, 1)] {
-        net.nodes[node].lead(net.now, keys[node - 1], Lead::new(rank, 2).unwrap());
-    }
-    net.connect_all();
+    let mut net = led(1, 4, 200);
     net.run_until("on the way", 5, |net| net.view(3).have > 20);
     (2..5).for_each(|node| net.cut(1, node));
     net.cut(1, 0);

@@ -272,7 +272,7 @@ fn the_first_two_of_a_zone_lead_it_and_who_leaves_is_replaced() {
     let (mut state, now) = (state(LIMITS), Instant::now());
     let lead = |state: &mut State<PeerInfo>, peer: &PeerInfo| {
         let answer = state.announce(now, &announce(peer, &[torrent(1, 50)])).unwrap();
-        answer.handouts[0].lead.map(|lead| (lead.rank, lead.leaders))
+        answer.handouts[0].lead.map(|lead| (lead.rank(), lead.leaders()))
     };
     let peers: Vec<_> = (0..4).map(|number| agent(number, "a", "")).collect();
     assert_eq!(lead(&mut state, &peers[0]), Some((0, 1)), "alone it fetches all");

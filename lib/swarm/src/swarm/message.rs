@@ -33,9 +33,7 @@ impl Swarm {
         }
         self.conns.insert(index, Connection::new(now, conn, peer, dialled));
         for key in self.torrents.keys().copied().collect::<Vec<_>>() {
-            if self.torrents[&key].is_leech() && self.seeks(index, key) {
-                self.send_open(index, key);
-            }
+            self.meet(index, key, None, self.torrents[&key].is_leech());
         }
     }
 
@@ -175,7 +173,7 @@ impl Swarm {
                     self.catch_up(conn, key);
                     self.attach(conn, alias, key);
                 } else {
-                    self.meet(conn, key, false);
+                    self.meet(conn, key, Some(alias), false);
                 }
             }
             None => self.events.push_back(Event::TorrentWanted(digest)),
@@ -210,8 +208,7 @@ impl Swarm {
             let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
             self.member_has(conn, key, piece);
         }
-        self.end_super_seed();
-        self.part_if_both_full(conn, key);
+        self.had_pieces(conn, key);
         Ok(())
     }
 
@@ -223,8 +220,7 @@ impl Swarm {
             RemoteState::Waiting(have) => *have = Bitfield::full(&geometry),
             &mut RemoteState::Attached(key) => {
                 geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
-                self.end_super_seed();
-                self.part_if_both_full(conn, key);
+                self.had_pieces(conn, key);
             }
         }
         Ok(())
@@ -260,11 +256,16 @@ impl Swarm {
             }
             self.dirty.reveal.insert((key, conn));
         }
-        if far {
-            self.recount_member(conn, key);
-        } else {
+        if !far {
             self.near_has(key, piece);
         }
+    }
+
+    /// What follows from pieces that a member got.
+    fn had_pieces(&mut self, conn: ConnIndex, key: TorrentKey) {
+        self.recount_member(conn, key);
+        self.end_super_seed(key);
+        self.part_if_both_full(conn, key);
     }
 
     /// Brings together a torrent open here and the peer's side of it.
@@ -303,7 +304,7 @@ impl Swarm {
         if !far {
             self.recount_far(key);
         }
-        self.end_super_seed();
+        self.end_super_seed(key);
         self.introduce(conn, key);
         self.part_if_both_full(conn, key);
     }

@@ -22,13 +22,18 @@ impl Swarm {
         for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
             let few = torrent.members.len() <= SuperSeed::FEW;
+            let ahead = SuperSeed::ahead(few);
+            if torrent.super_seed.is_none() || torrent.members.get(conn).is_none_or(|member| member.unfetched >= ahead)
+            {
+                continue;
+            }
             let repeat = few || self.has_spare_copies();
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
                 continue;
             };
             let mut pieces = Pieces::new();
-            while member.unfetched < SuperSeed::ahead(few)
+            while member.unfetched < ahead
                 && let Some(piece) =
                     seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability, repeat)
             {
@@ -43,9 +48,16 @@ impl Swarm {
         }
     }
 
+    /// Who has what of a torrent has changed: that may end super-seeding.
+    pub(super) fn end_super_seed(&mut self, changed: TorrentKey) {
+        if self.torrents.get(&changed).is_some_and(|torrent| torrent.super_seed.is_some()) {
+            self.end_super_seeds();
+        }
+    }
+
     /// Ends super-seeding of what is whole at other peers, once that is all there is to spread: from then on the swarm can
     /// do without us, and before it would ask us for second copies while others wait for a first.
-    pub(super) fn end_super_seed(&mut self) {
+    fn end_super_seeds(&mut self) {
         let waiting = |torrent: &Torrent| torrent.leechers > 0 && torrent.super_seed.is_some() && !torrent.is_spread();
         if !self.is_idle() && self.torrents.values().any(waiting) {
             return;
@@ -80,7 +92,7 @@ impl Swarm {
             for (&key, torrent) in self.torrents.iter().filter(|(_, torrent)| torrent.super_seed.is_some()) {
                 self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));
             }
-            self.end_super_seed();
+            self.end_super_seeds();
         }
     }
 

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use rand::RngExt as _;
-use shoal_meta::{PieceIndex, Role};
+use shoal_meta::{Lead, PieceIndex, Role};
 
 use super::Swarm;
 use crate::connection::{Remote, RemoteState};
 use crate::dense::ConnIndex;
 use crate::torrent::{Across, Torrent};
 use crate::wire::Alias;
-use crate::{Lead, Time, TorrentKey};
+use crate::{Time, TorrentKey};
 
 /// How long nothing comes to us nor to our near peers before some of us fetch across.
 const STANDSTILL: Duration = Duration::from_secs(2);
@@ -28,23 +28,22 @@ impl Swarm {
             return;
         }
         state.crossing = Some(lead);
+        let digest = state.digest;
         self.recount_far(torrent);
         for conn in self.far.clone().iter() {
-            self.meet(conn, torrent, true);
+            self.meet(conn, torrent, self.waiting_alias(conn, &digest), true);
         }
         self.dial_for(torrent);
     }
 
     /// Tells whether to join a peer in a torrent for what we may get there.
-    pub(super) fn seeks(&self, conn: ConnIndex, key: TorrentKey) -> bool {
+    fn seeks(&self, conn: ConnIndex, key: TorrentKey) -> bool {
         !self.far.contains(conn) || self.torrents[&key].crossing.is_some() || self.me.role == Role::Origin
     }
 
     /// Opens a torrent at a peer and joins it there: when we look for pieces and may get them there, or the peer has
-    /// opened it and may get them here.
-    pub(super) fn meet(&mut self, conn: ConnIndex, key: TorrentKey, looking: bool) {
-        let digest = self.torrents[&key].digest;
-        let alias = self.waiting_alias(conn, &digest);
+    /// opened it, under this alias, and may get them here.
+    pub(super) fn meet(&mut self, conn: ConnIndex, key: TorrentKey, alias: Option<Alias>, looking: bool) {
         let seeks = self.seeks(conn, key);
         if (looking && seeks) || alias.is_some_and(|alias| seeks || self.is_leecher(conn, alias)) {
             self.send_open(conn, key);
@@ -79,10 +78,12 @@ impl Swarm {
         }
     }
 
-    /// Counts anew what we want of a far member.
+    /// Counts anew what we want of a member, if it is far and we fetch across. What we want of near ones is kept by
+    /// [`Self::recount`].
     pub(super) fn recount_member(&mut self, conn: ConnIndex, key: TorrentKey) {
         let Some(torrent) = self.torrents.get_mut(&key).filter(|torrent| torrent.crossing.is_some()) else { return };
-        let Some(wanted) = torrent.members.get(conn).map(|member| torrent.count_wanted(member)) else { return };
+        let far = torrent.members.get(conn).filter(|member| member.far);
+        let Some(wanted) = far.map(|member| torrent.count_wanted(member)) else { return };
         let (Some(member), Some(state)) = (torrent.members.get_mut(conn), self.conns.get_mut(conn)) else { return };
         let before = std::mem::replace(&mut member.wanted, wanted);
         state.down.wanted -= u32::from(before > 0);
