@@ -282,6 +282,23 @@ fn a_peer_that_never_sends_is_given_up() {
 }
 
 #[test]
+fn a_peer_that_vanished_is_granted_no_second_slot() {
+    let mut net = Net::with(3, 400, Config { upload_slots: 1, ..Config::default() });
+    net.seed(0);
+    (1..3).for_each(|node| {
+        net.leech(node);
+        net.connect(node, 0);
+    });
+    net.run_until("both are served", 5, |net| (1..3).all(|node| net.view(node).have > 0));
+    net.vanished.insert(1);
+    let before = net.sent.len();
+    net.run_until("complete", 30, |net| net.is_complete(2));
+    let granted = |frame: &Frame| matches!(frame, Frame::Control(Message::Unchoke { .. }));
+    let in_vain = net.sent[before..].iter().filter(|(_, to, frame)| *to == 1 && granted(frame)).count();
+    assert!(in_vain <= 2, "{in_vain}");
+}
+
+#[test]
 fn losing_a_peer_in_mid_piece_loses_no_piece() {
     let mut net = Net::new(3, 40);
     net.seed(0);

@@ -98,7 +98,8 @@ pub struct Unchoke {
     #[prost(uint32, tag = "1")]
     pub pieces: u32,
 }
-/// "The rest of your allowance is void." Requests accepted before are still answered.
+/// "The rest of your allowance is void, and I take you to want nothing until you say so again": a peer that vanished would be
+/// granted slots again and again. Requests accepted before are still answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Choke {}
 /// Asks for blocks of one piece, and spends one piece of the allowance. Each block is answered: by its bytes or a Reject.

@@ -37,6 +37,10 @@ impl Swarm {
 
     pub(super) fn choked(&mut self, conn: ConnIndex) -> Result<(), Violation> {
         self.void_allowance(conn);
+        if let Some(state) = self.conns.get_mut(conn) {
+            state.down.interested = false;
+            self.dirty.interest.insert(conn);
+        }
         Ok(())
     }
 

@@ -96,6 +96,9 @@ impl Swarm {
         let Some(state) = self.conns.get_mut(conn) else { return };
         if state.up.granted > 0 {
             state.up.granted = 0;
+            // Whoever is there and still wants something says so again.
+            state.up.interested = false;
+            self.wanting.remove(conn);
             self.dirty.slots = true;
             self.note_serving(conn);
             self.send(conn, Message::Choke);

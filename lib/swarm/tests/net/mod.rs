@@ -29,6 +29,8 @@ pub(crate) struct Net {
     pub(crate) bad: BTreeSet<(Node, PieceIndex)>,
     /// Nodes that swallow every block they should send.
     pub(crate) silent: BTreeSet<Node>,
+    /// Nodes that went without a word: nothing comes from them, and their connections stay.
+    pub(crate) vanished: BTreeSet<Node>,
     pub(crate) duplicates: usize,
     /// Pieces in the order in which a node verified them.
     pub(crate) verified: BTreeMap<Node, Vec<u32>>,
@@ -71,6 +73,7 @@ impl Net {
             events: Vec::new(),
             bad: BTreeSet::new(),
             silent: BTreeSet::new(),
+            vanished: BTreeSet::new(),
             duplicates: 0,
             verified: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -208,6 +211,9 @@ impl Net {
 
     fn deliver(&mut self, from: Node, conn: ConnId, frame: Frame, delay: Duration) {
         let Some(&(to, there)) = self.links.get(&(from, conn)) else { return };
+        if self.vanished.contains(&from) {
+            return;
+        }
         self.sent.push((from, to, frame.clone()));
         self.order += 1;
         self.queue.insert((self.now + delay, self.order), Delivery::Frame(to, there, frame));
