@@ -93,12 +93,16 @@ impl Uplink {
     /// A control message goes out, and takes its bytes from a busy uplink. Tells whether it has to wait behind a block of
     /// its connection; then it is given back with the block.
     pub(crate) fn control(&mut self, conn: u32, message: u32, bytes: u64) -> bool {
-        if self.flows.is_empty() {
-            return false;
-        }
-        self.control_bytes += bytes;
+        self.count_control(bytes);
         let flow = self.flows.iter_mut().find(|flow| flow.outgoing.conn == conn);
         flow.map(|flow| flow.messages.push(message)).is_some()
+    }
+
+    /// Takes the bytes of a control message from a busy uplink.
+    pub(crate) fn count_control(&mut self, bytes: u64) {
+        if !self.flows.is_empty() {
+            self.control_bytes += bytes;
+        }
     }
 
     /// Takes a block that has left by now.

@@ -18,6 +18,7 @@ use shoal_meta::{BlockRef, Digest, Geometry, Lead, PieceIndex};
 use shoal_swarm::wire::{Alias, Message};
 use shoal_swarm::{Event, Time, TorrentKey};
 use slab::Slab;
+use smallvec::SmallVec;
 
 use crate::link::{Downlink, Link};
 use crate::node::Node;
@@ -92,7 +93,10 @@ struct World<'a> {
     blobs: Vec<Blob>,
     now: Time,
     queue: Queue<Happening>,
-    messages: Slab<Message>,
+    /// Control messages under way. Those that one drain sends over one connection, one right after the other, travel as one.
+    messages: Slab<SmallVec<[Message; 2]>>,
+    /// The connection, end and place of the last of them in this drain.
+    last_message: Option<(u32, usize, u32)>,
     answers: Slab<Answer>,
     nodes: Vec<Node>,
     links: Vec<Link>,
@@ -160,6 +164,7 @@ impl<'a> World<'a> {
             now: Time::ZERO,
             queue: Queue::new(),
             messages: Slab::new(),
+            last_message: None,
             answers: Slab::new(),
             nodes: std::iter::once(Node::origin(scenario, geometries)).chain(agents).collect(),
             links: Vec::new(),
@@ -256,7 +261,7 @@ impl<'a> World<'a> {
             Happening::Known { known, .. } => at(ORIGIN, 15 | known << 8),
             Happening::Buffered { conn, end, block } => between(ends(conn, end), 16 | block.piece.get() << 8),
             Happening::Message { conn, end, message } => {
-                between(ends(conn, end), message_kind(&self.messages[message as usize]))
+                between(ends(conn, end), message_kind(&self.messages[message as usize][0]))
             }
         }
     }
@@ -297,6 +302,7 @@ impl<'a> World<'a> {
     }
 
     fn drain(&mut self, node: u32) {
+        self.last_message = None;
         loop {
             while let Some(transmit) = self.nodes[node as usize].swarm.poll_transmit() {
                 self.transmit(node, transmit);

@@ -6,7 +6,9 @@ use shoal_meta::BlockRef;
 use shoal_swarm::wire::{Alias, BlockHeader, Message};
 use shoal_swarm::{BlockOutcome, ConnId, Frame, Time, Transmit};
 
-use super::{Happening, World, slot};
+use smallvec::smallvec;
+
+use super::{Happening, World, message_kind, slot};
 use crate::link::{End, control_length};
 use crate::uplink::{Flow, Outgoing};
 
@@ -29,7 +31,13 @@ impl World<'_> {
                     self.check_message(node, conn, end, &message);
                 }
                 let length = control_length(&message);
-                let message = slot(self.messages.insert(message));
+                if let Some((_, _, before)) = self.last_message.filter(|last| (last.0, last.1) == (conn, end)) {
+                    self.messages[before as usize].push(message);
+                    self.nodes[node as usize].up.count_control(length);
+                    return;
+                }
+                let message = slot(self.messages.insert(smallvec![message]));
+                self.last_message = Some((conn, end, message));
                 if !self.nodes[node as usize].up.control(conn, message, length) {
                     self.send_message(conn, end, message);
                 }
@@ -53,9 +61,14 @@ impl World<'_> {
     }
 
     pub(super) fn message(&mut self, conn: u32, end: usize, message: u32) {
-        let message = self.messages.remove(message as usize);
-        self.message_count += 1;
-        if let Some(node) = self.open_end(conn, end) {
+        let messages = self.messages.remove(message as usize);
+        let from = self.links[conn as usize].nodes[1 - end];
+        for (number, message) in messages.into_iter().enumerate() {
+            self.message_count += 1;
+            let Some(node) = self.open_end(conn, end) else { continue };
+            if number > 0 {
+                self.trace.record(self.now, from, node, message_kind(&message));
+            }
             let state = &mut self.nodes[node as usize];
             state.down.control(self.now, control_length(&message));
             state.swarm.handle_message(self.now, ConnId(u64::from(conn)), message);
