@@ -129,7 +129,11 @@ impl Front {
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
         match route {
-            Route::Ping => Ok(respond(StatusCode::OK, "application/json").body(full("{}")).expect(VALID)),
+            // `shoal doctor` tells by the server's name whether another program has the port.
+            Route::Ping => Ok(respond(StatusCode::OK, "application/json")
+                .header(header::SERVER, concat!("shoal/", env!("CARGO_PKG_VERSION")))
+                .body(full("{}"))
+                .expect(VALID)),
             Route::Manifest { repository, reference } => self.manifest(repository, &reference, head, headers).await,
             Route::Blob { repository, digest } if head => {
                 let length = self.blobs.length(&access(repository, headers)?, &digest).await.map_err(told)?;

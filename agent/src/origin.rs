@@ -134,6 +134,11 @@ impl Origins {
         Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()? })
     }
 
+    /// Origins configured.
+    pub(crate) fn count(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// Whether an origin is configured and thought to be up.
     pub(crate) fn is_up(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.lock().resume_at.is_none())

@@ -1,5 +1,6 @@
 //! What an agent says of itself: the status page, the demonstration's bars, and the metrics kept by node and store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -18,8 +19,16 @@ pub struct Status {
     pub sent_bytes: u64,
     /// Connected peers.
     pub peers: usize,
+    /// Trackers configured.
+    pub trackers: usize,
+    /// Of those, the ones that answered last time.
+    pub trackers_up: usize,
+    /// Origins configured.
+    pub origins: usize,
     /// Whether an origin is configured and thought to be up.
     pub origin_up: bool,
+    /// The directory of the store.
+    pub store: PathBuf,
     /// Bytes of the store taken.
     pub store_bytes: u64,
     /// Most bytes the store may take.
@@ -89,7 +98,11 @@ impl Status {
             wasted_bytes: node.wasted.duplicate + node.wasted.bad_piece + node.wasted.dropped,
             sent_bytes: node.sent_bytes,
             peers: node.connections,
+            trackers: node.trackers,
+            trackers_up: node.trackers_up,
+            origins: blobs.origins.count(),
             origin_up: blobs.origins.is_up(),
+            store: blobs.store.root().to_owned(),
             store_bytes: usage.bytes,
             store_max_bytes: usage.budget_bytes,
             blobs: usage.blobs,

@@ -171,6 +171,12 @@ impl Store {
         lock(&self.0.index).resumable()
     }
 
+    /// Its directory.
+    #[must_use]
+    pub fn root(&self) -> &std::path::Path {
+        self.0.layout.root()
+    }
+
     /// What the store holds.
     #[must_use]
     pub fn usage(&self) -> Usage {
