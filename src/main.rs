@@ -1,6 +1,8 @@
 //! The program `shoal`: one binary for every part. It assembles; the parts know nothing of it or of each other.
 
 mod demo;
+mod doctor;
+mod node;
 mod parts;
 mod simulate;
 
@@ -32,6 +34,10 @@ enum Command {
     Origin(parts::OriginArgs),
     /// Run a tracker: tells peers of each other.
     Tracker(parts::TrackerArgs),
+    /// Configure this node's runtimes: containerd, docker, CRI-O, podman.
+    Node(node::Args),
+    /// Say what works on this node, what is misconfigured, and the command that mends it.
+    Doctor(doctor::Args),
     /// Show it at work: a whole cluster in this process pulls an image through its agents.
     Demo(demo::Args),
     /// Simulate a whole swarm, with the code that agents run, in virtual time.
@@ -40,22 +46,26 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let quiet = matches!(cli.command, Command::Demo(_) | Command::Sim(_));
+    let quiet = matches!(cli.command, Command::Node(_) | Command::Doctor(_) | Command::Demo(_) | Command::Sim(_));
     let filter = cli.log.as_deref().unwrap_or(if quiet { "off" } else { "info" });
-    let ran = telemetry::init(cli.log_format, filter).map_err(anyhow::Error::from).and_then(|()| match cli.command {
-        Command::Agent(args) => parts::agent(args),
-        Command::Origin(args) => parts::origin(args),
-        Command::Tracker(args) => parts::tracker(args),
-        Command::Demo(args) => demo::run(args),
-        Command::Sim(args) => simulate::run(&args),
-    });
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error);
-            ExitCode::FAILURE
-        }
+    let ran = telemetry::init(cli.log_format, filter).map_err(anyhow::Error::from).and_then(|()| run(cli.command));
+    ran.unwrap_or_else(|error| {
+        report(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent(args) => parts::agent(args)?,
+        Command::Origin(args) => parts::origin(args)?,
+        Command::Tracker(args) => parts::tracker(args)?,
+        Command::Node(args) => node::run(args)?,
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Demo(args) => demo::run(args)?,
+        Command::Sim(args) => simulate::run(&args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what went wrong, causes and all, once.
