@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::node::mirror::Mirror;
 use crate::node::root::Root;
+use crate::node::say;
 
 /// Flags of `shoal doctor`.
 #[derive(ClapArgs)]
@@ -81,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         checks
     });
     if args.json {
-        say(&serde_json::to_string_pretty(&checks)?);
+        say(serde_json::to_string_pretty(&checks)?);
     } else {
         checks.iter().for_each(show);
     }
@@ -95,13 +96,8 @@ fn show(check: &Check) {
         Status::Warn => "warn",
         Status::Fail => "fail",
     };
-    say(&format!("{status}  {}: {}", check.name, check.why));
+    say(format!("{status}  {}: {}", check.name, check.why));
     if let Some(mend) = &check.mend {
-        say(&format!("      mend: {}", mend.replace('\n', "\n            ")));
+        say(format!("      mend: {}", mend.replace('\n', "\n            ")));
     }
-}
-
-#[expect(clippy::print_stdout, reason = "this is the command's answer")]
-fn say(line: &str) {
-    println!("{line}");
 }

@@ -12,6 +12,7 @@ pub(crate) mod mirror;
 pub(crate) mod root;
 pub(crate) mod state;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -171,9 +172,9 @@ fn tell(plan: &Plan, wanted: &Wanted, kept: &[PathBuf]) {
     todo.for_each(|todo| say(format!("to do: {}", todo.replace('\n', "\n       "))));
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's answer")]
-fn say(line: impl std::fmt::Display) {
-    println!("{line}");
+/// Prints a line of the answer. Whoever reads it may leave early, as `head` does.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    let _reader_left = writeln!(std::io::stdout(), "{line}");
 }
 
 #[cfg(test)]
