@@ -107,6 +107,12 @@ impl Cluster {
         Ok(Self { agents, tracker, origin, origin_node, upstream, identity, tracker_node, program, _lab: lab })
     }
 
+    /// The program under test.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// `kill -9` of the agent on a node.
     ///
     /// # Errors

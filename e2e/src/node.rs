@@ -109,6 +109,21 @@ impl Node {
         Path::new(RUN_DIR).join(&self.name)
     }
 
+    /// Gives the node a directory of the system for itself, empty at first, and returns where it is on the machine. Asked
+    /// again, it returns the same.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn own(&self, path: &str) -> Result<PathBuf> {
+        let own = self.dir.join("own").join(path.trim_start_matches('/'));
+        if !own.exists() {
+            fs::create_dir_all(&own)?;
+            self.run("mkdir", &["-p", path])?;
+            self.run("mount", &["--bind", &own.to_string_lossy(), path])?;
+        }
+        Ok(own)
+    }
+
     /// Its network namespace, for a thread that enters it.
     ///
     /// # Errors

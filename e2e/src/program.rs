@@ -109,6 +109,27 @@ impl Program {
         start(node, "agent", command, FRONT_PORT)
     }
 
+    /// Runs `shoal node configure` on a node, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn configure(&self, node: &Node, flags: &[&str]) -> Result<String> {
+        node.run(&self.path.to_string_lossy(), &[&["node", "configure"], flags].concat())
+    }
+
+    /// Runs `shoal doctor` on a node; dockerd listens at `docker_host`. Returns its checks, and whether none failed.
+    ///
+    /// # Errors
+    /// When it cannot be run or does not print a list.
+    pub fn doctor(&self, node: &Node, docker_host: &str) -> Result<(Vec<serde_json::Value>, bool)> {
+        let mut command = node.bounded("env");
+        command.arg(format!("DOCKER_HOST={docker_host}")).arg(&self.path).args(["doctor", "--json"]);
+        let ended = command.output().context("shoal doctor")?;
+        let checks = serde_json::from_slice(&ended.stdout);
+        let checks = checks.with_context(|| format!("shoal doctor: {}", String::from_utf8_lossy(&ended.stderr)))?;
+        Ok((checks, ended.status.success()))
+    }
+
     fn command(&self, node: &Node, part: &str) -> Command {
         let mut command = node.command("env");
         let filter = std::env::var("SHOAL_LOG").unwrap_or_else(|_| self.log.to_owned());

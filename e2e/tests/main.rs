@@ -1,6 +1,7 @@
 //! The end-to-end tests: one program, one topic a file, one test at a time. Run with `cargo test -p shoal-e2e`, as root;
 //! words after `--` choose tests by name.
 
+mod configure;
 mod first_byte;
 mod lab;
 mod losses;
@@ -11,5 +12,5 @@ use std::process::ExitCode;
 use shoal_e2e::harness;
 
 fn main() -> ExitCode {
-    harness::main(&[lab::TESTS, pulls::TESTS, first_byte::TESTS, losses::TESTS].concat())
+    harness::main(&[lab::TESTS, pulls::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS].concat())
 }

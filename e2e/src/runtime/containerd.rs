@@ -19,6 +19,8 @@ use crate::wait::wait_until;
 pub struct Containerd {
     node: Arc<Node>,
     socket: PathBuf,
+    certs_d: PathBuf,
+    ca: Option<PathBuf>,
     containers: AtomicU32,
     _process: Process,
 }
@@ -29,7 +31,8 @@ impl Containerd {
     /// # Errors
     /// When it does not start.
     pub fn start(node: &Arc<Node>) -> Result<Self> {
-        Self::start_without(node, &["io.containerd.grpc.v1.cri"])
+        let certs_d = node.dir().join("certs.d");
+        Self::start_without(node, &["io.containerd.grpc.v1.cri"], &node.dir().join("containerd.toml"), certs_d)
     }
 
     /// Starts containerd with its CRI plugin, which is told of the same mirrors.
@@ -37,29 +40,46 @@ impl Containerd {
     /// # Errors
     /// As [`Containerd::start`].
     pub fn start_with_cri(node: &Arc<Node>) -> Result<Self> {
-        Self::start_without(node, &[])
+        Self::start_without(node, &[], &node.dir().join("containerd.toml"), node.dir().join("certs.d"))
     }
 
-    fn start_without(node: &Arc<Node>, plugins: &[&str]) -> Result<Self> {
+    /// Starts containerd with its CRI plugin and its files where packages put them, which the node has for itself: see
+    /// [`Node::own`]. Registries are trusted as `ca` says.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_installed(node: &Arc<Node>, ca: &Path) -> Result<Self> {
+        let config = node.own("/etc/containerd")?.join("config.toml");
+        let containerd = Self::start_without(node, &[], &config, PathBuf::from("/etc/containerd/certs.d"))?;
+        Ok(Self { ca: Some(ca.to_owned()), ..containerd })
+    }
+
+    fn start_without(node: &Arc<Node>, plugins: &[&str], config: &Path, certs_d: PathBuf) -> Result<Self> {
         let disabled = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
         let disabled = disabled.map(|name| format!("io.containerd.{name}"));
         let disabled = disabled.iter().map(String::as_str).chain(plugins.iter().copied()).collect::<Vec<_>>();
         let socket = node.run_dir().join("containerd.sock");
-        let config = node.dir().join("containerd.toml");
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n\
              disabled_plugins = {disabled:?}\n[grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {:?}\n",
             node.dir().join("containerd"),
             node.run_dir().join("containerd"),
-            node.dir().join("certs.d"),
+            certs_d,
         );
-        fs::write(&config, text)?;
-        fs::create_dir_all(node.dir().join("certs.d"))?;
+        fs::write(config, text)?;
+        node.run("mkdir", &["-p", &certs_d.to_string_lossy()])?;
         let mut command = node.command("containerd");
-        command.arg("--config").arg(&config);
+        command.arg("--config").arg(config);
         let process = node.start("containerd", command)?;
-        let mut containerd = Self { node: Arc::clone(node), socket, containers: AtomicU32::new(0), _process: process };
+        let mut containerd = Self {
+            node: Arc::clone(node),
+            socket,
+            certs_d,
+            ca: None,
+            containers: AtomicU32::new(0),
+            _process: process,
+        };
         wait_until("containerd to answer", Duration::from_secs(60), || {
             containerd._process.check_running()?;
             Ok(output(ctr(&containerd.node, &containerd.socket).arg("version")).is_ok())
@@ -84,7 +104,7 @@ impl Containerd {
     /// Where hosts.toml files are.
     #[must_use]
     pub fn certs_d(&self) -> PathBuf {
-        self.node.dir().join("certs.d")
+        self.certs_d.clone()
     }
 
     /// The socket it listens on.
@@ -108,7 +128,11 @@ impl Containerd {
     }
 
     fn ctr(&self, words: &[&str]) -> Result<String> {
-        output(ctr(&self.node, &self.socket).args(words)).with_context(|| format!("on {}", self.node.name()))
+        let mut command = ctr(&self.node, &self.socket);
+        if let Some(ca) = &self.ca {
+            command.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent");
+        }
+        output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
     }
 }
 

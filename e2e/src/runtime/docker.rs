@@ -66,6 +66,36 @@ impl Docker {
         Ok(Self { node, socket, _process: process })
     }
 
+    /// Where it listens, as `DOCKER_HOST` has it.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.socket
+    }
+
+    /// Makes it read daemon.json again, and waits until it has these mirrors.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn reload(&self, mirrors: &str) -> Result<()> {
+        let pid = fs::read_to_string(self.node.run_dir().join("docker.pid")).context("docker.pid")?;
+        self.node.run("kill", &["-HUP", pid.trim()])?;
+        wait_until(&format!("dockerd to have the mirrors {mirrors:?}"), Duration::from_secs(30), || {
+            let now = self.docker(&["info", "--format", "{{join .RegistryConfig.Mirrors \",\"}}"])?;
+            Ok(now.trim() == mirrors)
+        })
+    }
+
+    /// Ends it as a service manager does, and waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn stop(self) -> Result<()> {
+        let pid_file = self.node.run_dir().join("docker.pid");
+        let pid = fs::read_to_string(&pid_file).context("docker.pid")?;
+        self.node.run("kill", &["-TERM", pid.trim()])?;
+        wait_until("dockerd to end", Duration::from_secs(30), || Ok(!pid_file.exists()))
+    }
+
     fn docker(&self, words: &[&str]) -> Result<String> {
         output(docker(&self.node, &self.socket).args(words)).with_context(|| format!("on {}", self.node.name()))
     }

@@ -35,10 +35,20 @@ impl Mirror {
 #[derive(Debug)]
 pub struct Podman {
     node: Arc<Node>,
-    registries_conf: PathBuf,
+    /// Its only registries.conf; without one it reads those of the system.
+    registries_conf: Option<PathBuf>,
 }
 
 impl Podman {
+    /// Prepares podman on a node to read the registries.conf and drop-ins of the system.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn installed(node: &Arc<Node>) -> Result<Self> {
+        hide_shared_state(node)?;
+        Ok(Self { node: Arc::clone(node), registries_conf: None })
+    }
+
     /// Prepares podman on a node.
     ///
     /// # Errors
@@ -47,13 +57,13 @@ impl Podman {
         let registries_conf = node.dir().join("registries.conf");
         Mirror::write(mirrors, &registries_conf)?;
         hide_shared_state(node)?;
-        Ok(Self { node: Arc::clone(node), registries_conf })
+        Ok(Self { node: Arc::clone(node), registries_conf: Some(registries_conf) })
     }
 
     fn podman(&self, words: &[&str]) -> Result<String> {
         let (dir, run_dir) = (self.node.dir().join("podman"), self.node.run_dir());
         let mut command = self.node.bounded("podman");
-        command.env("CONTAINERS_REGISTRIES_CONF", &self.registries_conf);
+        command.envs(self.registries_conf.iter().map(|path| ("CONTAINERS_REGISTRIES_CONF", path)));
         command.arg("--root").arg(dir).arg("--runroot").arg(run_dir.join("podman"));
         command.arg("--tmpdir").arg(run_dir.join("libpod"));
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]);
