@@ -117,7 +117,10 @@ fn remove_debris() -> Result<()> {
 }
 
 /// Lets namespaces choose cubic: only what the machine allows to unprivileged users may be chosen in them.
-fn allow_cubic() -> Result<()> {
+///
+/// # Errors
+/// When the machine's setting cannot be read or changed.
+pub fn allow_cubic() -> Result<()> {
     let path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
     let allowed = fs::read_to_string(path).context(path)?;
     if !allowed.split_whitespace().any(|name| name == "cubic") {

@@ -45,7 +45,7 @@ fn bare(address: SocketAddr, out: &Path, length: u64, piece_length: usize, hashe
     let file = File::create(out)?;
     let mut stream = TcpStream::connect(address)?;
     let (mut piece, mut whole) = (vec![0; piece_length], Sha256::new());
-    let (cpu, began) = (cpu_seconds(), Instant::now());
+    let (cpu, began) = (process_seconds(), Instant::now());
     let mut offset = 0;
     while offset < length {
         let wanted = piece_length.min(usize::try_from(length - offset)?);
@@ -67,7 +67,7 @@ fn bare(address: SocketAddr, out: &Path, length: u64, piece_length: usize, hashe
     }
     std::hint::black_box(whole.finalize());
     file.sync_all()?;
-    Ok((length, cpu_seconds() - cpu, began.elapsed().as_secs_f64()))
+    Ok((length, process_seconds() - cpu, began.elapsed().as_secs_f64()))
 }
 
 /// Fetches a blob as a node of the swarm that knows its metainfo and one seeder.
@@ -96,7 +96,7 @@ async fn receive(
     };
     let shutdown = CancellationToken::new();
     let node = Node::start(config, store.clone(), shutdown.clone()).await?;
-    let (cpu, began) = (cpu_seconds(), Instant::now());
+    let (cpu, began) = (process_seconds(), Instant::now());
     let torrent = node.join(store.partial(digest, geometry).await?).await?;
     torrent.extend_hashes(0, hashes).await?;
     node.add_peers(digest, vec![seeder]);
@@ -104,7 +104,7 @@ async fn receive(
         return transfer(&torrent, cpu).await;
     }
     torrent.committed().await.context("fetch the blob")?;
-    let took = (cpu_seconds() - cpu, began.elapsed().as_secs_f64());
+    let took = (process_seconds() - cpu, began.elapsed().as_secs_f64());
     shutdown.cancel();
     node.stopped().await;
     Ok((geometry.length(), took.0, took.1))
@@ -117,10 +117,15 @@ async fn transfer(torrent: &Torrent, cpu: f64) -> Result<(u64, f64, f64)> {
     let began = Instant::now();
     let pieces = torrent.geometry().piece_count();
     let after = progress.wait_for(|progress| progress.have == pieces).await?.received.total();
-    Ok((after - before, cpu_seconds() - cpu, began.elapsed().as_secs_f64()))
+    Ok((after - before, process_seconds() - cpu, began.elapsed().as_secs_f64()))
 }
 
-fn cpu_seconds() -> f64 {
-    let spent = clock_gettime(ClockId::ProcessCPUTime);
+fn process_seconds() -> f64 {
+    cpu_seconds(ClockId::ProcessCPUTime)
+}
+
+/// What a thread or process has taken.
+pub(crate) fn cpu_seconds(clock: ClockId) -> f64 {
+    let spent = clock_gettime(clock);
     spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
 }

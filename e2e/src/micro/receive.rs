@@ -13,9 +13,11 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::sendfile;
+use rustix::time::ClockId;
 
 use crate::Options;
 use crate::blob::Scene;
+use crate::child::cpu_seconds;
 use crate::serve::at;
 use crate::server::{self, NGINX_PORT};
 use crate::space::{End, Space};
@@ -38,7 +40,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for (row, hashes) in rows.iter_mut().zip(["1", "2", "0"]) {
             row.add(bare(&scene, &options.space, hashes)?);
         }
-        rows[3].add(node(&scene, &options.space, agent.address, &[])?);
+        let before = agent.cpu_seconds()?;
+        let fetched = node(&scene, &options.space, agent.address, &[])?;
+        rows[3].add(Sample { other_cpu_seconds: agent.cpu_seconds()? - before, ..fetched });
     }
     table::print("Receiving 512 MiB: CPU of the receiver", &rows);
     Ok(())
@@ -70,17 +74,17 @@ fn bare(scene: &Scene, space: &Space, hashes: &str) -> Result<Sample> {
     let file = File::open(scene.plain())?;
     let out = scene.empty("receiver")?.join("data");
     thread::scope(|scope| {
-        let sender = scope.spawn(move || -> Result<()> {
+        let sender = scope.spawn(move || -> Result<f64> {
             let (stream, _) = listener.accept()?;
             let mut offset = 0;
             while sendfile(&stream, &file, Some(&mut offset), 1 << 20)? > 0 {}
-            Ok(())
+            Ok(cpu_seconds(ClockId::ThreadCPUTime))
         });
         let (length, piece) = (geometry.length().to_string(), geometry.piece_length().to_string());
         let words = ["bare", &address.to_string(), &out.display().to_string(), &length, &piece, hashes];
         let sample = child(space, &words, &[])?;
-        sender.join().ok().context("the sender panicked")??;
-        Ok(sample)
+        let other_cpu_seconds = sender.join().ok().context("the sender panicked")??;
+        Ok(Sample { other_cpu_seconds, ..sample })
     })
 }
 
@@ -96,5 +100,5 @@ fn child(space: &Space, words: &[&str], input: &[u8]) -> Result<Sample> {
     let text = String::from_utf8(output.stdout)?;
     let mut numbers = text.split_whitespace().map(str::parse::<f64>);
     let mut number = || numbers.next().context("a number is missing").and_then(|number| Ok(number?));
-    Ok(Sample { bytes: number()? as u64, cpu_seconds: number()?, seconds: number()? })
+    Ok(Sample { bytes: number()? as u64, cpu_seconds: number()?, other_cpu_seconds: 0.0, seconds: number()? })
 }

@@ -5,13 +5,15 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use rustix::time::ClockId;
 
+use crate::Options;
 use crate::blob::{Scene, UPSTREAM, path};
+use crate::child::cpu_seconds;
 use crate::server::{self, FRONT_PORT, Server};
 use crate::sink::{self, Leecher};
 use crate::space::{End, Space};
 use crate::table::{self, Row, Sample};
-use crate::{Options, space};
 
 /// A committed blob over the peer wire, to one leecher that throws it away. To reach: 0.8 of nginx.
 pub(crate) fn seed(options: &Options) -> Result<()> {
@@ -57,9 +59,9 @@ pub(crate) fn get(scene: &Scene, address: SocketAddr, bytes: u64) -> Result<u64>
 /// Runs a client on the other end and reads what it cost the server.
 pub(crate) fn measure(server: &Server, space: &Space, client: impl FnOnce() -> Result<u64> + Send) -> Result<Sample> {
     let (before, began) = (server.cpu_seconds()?, Instant::now());
-    let bytes = at(space, space::End::Client, client)?;
+    let (bytes, other_cpu_seconds) = at(space, End::Client, || Ok((client()?, cpu_seconds(ClockId::ThreadCPUTime))))?;
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Sample { bytes, cpu_seconds: server.cpu_seconds()? - before, seconds })
+    Ok(Sample { bytes, cpu_seconds: server.cpu_seconds()? - before, other_cpu_seconds, seconds })
 }
 
 /// Runs something at an end, on a thread of its own.

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rand::Rng as _;
 use shoal_meta::{Bitfield, Metainfo, PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::{self, Alias, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock};
@@ -98,7 +98,11 @@ impl<'a> Leecher<'a> {
                 self.reader.read_exact(&mut body)?;
                 match wire::decode_control(&body)? {
                     Some(Message::Unchoke { pieces }) => self.request(pieces, wanted)?,
-                    Some(Message::Reject { .. }) => bail!("the seeder rejects a request"),
+                    // It was asked for too late; it is asked for again when the seeder says so.
+                    Some(Message::Reject { blocks, .. }) => {
+                        let rejected: u64 = blocks.iter().map(|block| u64::from(block.length)).sum();
+                        self.owed_bytes = self.owed_bytes.saturating_sub(rejected);
+                    }
                     Some(_) | None => {}
                 }
                 Ok(0)

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use shoal_e2e::lab::allow_cubic;
 use shoal_e2e::process::run;
 
 /// The namespaces of servers and of clients. Not named as the lab's are, which removes its own when it begins.
@@ -43,7 +44,11 @@ impl Space {
         }
         let space = Self::Pair;
         run("ip", ["link", "add", "m0", "netns", NAMES[0], "type", "veth", "peer", "name", "m0", "netns", NAMES[1]])?;
+        allow_cubic()?;
         for (name, address) in NAMES.into_iter().zip(ADDRESSES) {
+            // Not the machine's own choice: pacing would be in the figures, and they would differ from machine to machine.
+            let cubic = "echo cubic > /proc/sys/net/ipv4/tcp_congestion_control";
+            run("nsenter", [&format!("--net=/run/netns/{name}"), "sh", "-c", cubic])?;
             run("ip", ["-n", name, "addr", "add", &format!("{address}/24"), "dev", "m0"])?;
             run("ip", ["-n", name, "link", "set", "m0", "up"])?;
             run("ip", ["-n", name, "link", "set", "lo", "up"])?;

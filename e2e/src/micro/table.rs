@@ -4,7 +4,10 @@
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) bytes: u64,
+    /// Of the subject.
     pub(crate) cpu_seconds: f64,
+    /// Of the thread at the other end.
+    pub(crate) other_cpu_seconds: f64,
     pub(crate) seconds: f64,
 }
 
@@ -24,29 +27,26 @@ impl Row {
         self.samples.push(sample);
     }
 
-    /// The best round's bytes per second of CPU, in GB.
-    pub(crate) fn per_cpu_second(&self) -> f64 {
-        self.best(|sample| sample.cpu_seconds)
-    }
-
-    /// The best round's bytes per second, in GB.
-    pub(crate) fn per_second(&self) -> f64 {
-        self.best(|sample| sample.seconds)
-    }
-
-    fn best(&self, cost: impl Fn(&Sample) -> f64) -> f64 {
-        self.samples.iter().map(|sample| sample.bytes as f64 / 1e9 / cost(sample)).fold(0.0, f64::max)
+    /// The best round's GB per second of: the subject's CPU, both ends' CPU, the clock.
+    fn figures(&self) -> [f64; 3] {
+        let costs: [fn(&Sample) -> f64; 3] = [
+            |sample| sample.cpu_seconds,
+            |sample| sample.cpu_seconds + sample.other_cpu_seconds,
+            |sample| sample.seconds,
+        ];
+        costs.map(|cost| self.samples.iter().map(|sample| sample.bytes as f64 / 1e9 / cost(sample)).fold(0.0, f64::max))
     }
 }
 
 /// Prints rows beside each other; ratios are to the first.
 #[expect(clippy::print_stdout, reason = "its output is its purpose")]
 pub(crate) fn print(title: &str, rows: &[Row]) {
-    println!("\n{title}\n  {:44} {:>13} {:>6} {:>8} {:>6}", "", "GB/CPU-second", "ratio", "GB/s", "ratio");
-    let Some(first) = rows.first() else { return };
+    let heads = ["GB/CPU-second", "of both ends", "GB/s"].map(|head| format!("{head:>14} {:>5}", "ratio"));
+    println!("\n{title}\n  {:44}{}", "", heads.concat());
+    let Some(first) = rows.first().map(Row::figures) else { return };
     for row in rows {
-        let (cpu, wall) = (row.per_cpu_second(), row.per_second());
-        let (of_cpu, of_wall) = (cpu / first.per_cpu_second(), wall / first.per_second());
-        println!("  {:44} {cpu:>13.2} {of_cpu:>6.2} {wall:>8.2} {of_wall:>6.2}", row.name);
+        let figures = row.figures().into_iter().zip(first);
+        let cells: String = figures.map(|(figure, first)| format!("{figure:>14.2} {:>5.2}", figure / first)).collect();
+        println!("  {:44}{cells}", row.name);
     }
 }
