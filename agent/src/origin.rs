@@ -307,7 +307,7 @@ impl Feed {
         })?;
         match message.update {
             Some(Wire::Hashes(hashes)) => {
-                let (list, rest) = hashes.sha256.as_chunks::<32>();
+                let (list, rest) = hashes.states.as_chunks::<32>();
                 if !rest.is_empty() {
                     return Err(OriginError::Away);
                 }

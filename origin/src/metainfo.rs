@@ -127,7 +127,7 @@ impl Feed {
         let first_piece = self.next;
         self.next += u32::try_from(hashes.len()).unwrap_or(u32::MAX);
         self.sent = Some(Instant::now());
-        Ok(Update::Hashes(PieceHashes { first_piece, sha256: hashes.iter().flat_map(|hash| hash.0).collect() }))
+        Ok(Update::Hashes(PieceHashes { first_piece, states: hashes.iter().flat_map(|hash| hash.0).collect() }))
     }
 
     /// Every hash there is has been sent: waits for the check of the whole digest.

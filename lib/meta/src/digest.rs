@@ -145,7 +145,7 @@ enum State {
 }
 
 impl Hasher {
-    /// Starts a SHA-256 hash, the algorithm of pieces.
+    /// Starts a SHA-256 hash.
     #[must_use]
     pub fn sha256() -> Self {
         Self(State::Sha256(sha2::Sha256::new()))

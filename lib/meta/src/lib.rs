@@ -8,6 +8,7 @@ mod digest;
 mod geometry;
 mod metainfo;
 mod peer;
+mod piece_hash;
 mod rendezvous;
 
 pub use bitfield::{Bitfield, BitfieldError};
@@ -16,6 +17,7 @@ pub use geometry::{
     BLOCK_LENGTH_MAX, BlockRef, Geometry, GeometryError, PIECE_COUNT_MAX, PIECE_LENGTH_MAX, PIECE_LENGTH_MIN,
     PieceIndex,
 };
-pub use metainfo::{Metainfo, MetainfoError, PieceHash};
+pub use metainfo::{Metainfo, MetainfoError};
 pub use peer::{Lead, ParsePeerIdError, PeerId, PeerInfo, Role, Topology};
+pub use piece_hash::{PieceHash, PieceHasher};
 pub use rendezvous::rendezvous_order;

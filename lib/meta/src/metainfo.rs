@@ -1,32 +1,6 @@
 //! What must be known of a blob to swap it: its digest, its cut, and the hash of each piece.
 
-use std::fmt;
-
-use crate::{Digest, Geometry, Hasher, PieceIndex};
-
-/// The SHA-256 of one piece.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PieceHash(pub [u8; 32]);
-
-impl PieceHash {
-    /// Hashes a piece given as consecutive slices.
-    pub fn of<'a>(slices: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut hasher = Hasher::sha256();
-        for slice in slices {
-            hasher.update(slice);
-        }
-        match hasher.finish() {
-            Digest::Sha256(hash) => Self(hash),
-            Digest::Sha512(_) => unreachable!("Hasher::sha256 yields SHA-256"),
-        }
-    }
-}
-
-impl fmt::Debug for PieceHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&Digest::Sha256(self.0).hex())
-    }
-}
+use crate::{Digest, Geometry, PieceHash, PieceIndex};
 
 /// The torrent of one blob. It grows: the origin adds each piece's hash as the piece arrives from upstream.
 ///
@@ -60,6 +34,9 @@ pub enum MetainfoError {
     /// A hash given differs from the one known: the publisher contradicts itself.
     #[error("the hash of piece {0} differs from the one published before")]
     Contradiction(u32),
+    /// The last piece's hash is not the blob's digest: the publisher speaks of another blob.
+    #[error("the hash of the last piece is not the blob's digest")]
+    OtherBlob,
 }
 
 impl Metainfo {
@@ -85,6 +62,15 @@ impl Metainfo {
     #[must_use]
     pub fn hash(&self, piece: PieceIndex) -> Option<PieceHash> {
         self.hashes.get(piece.index()).copied()
+    }
+
+    /// The hash of what stands before a piece, when published: [`PieceHash::START`] before the first.
+    #[must_use]
+    pub fn hash_before(&self, piece: PieceIndex) -> Option<PieceHash> {
+        match piece.index().checked_sub(1) {
+            Some(before) => self.hashes.get(before).copied(),
+            None => Some(PieceHash::START),
+        }
     }
 
     /// The hashes known so far: those of pieces `0..hashes().len()`.
@@ -129,6 +115,22 @@ impl Metainfo {
         self.hashes.extend_from_slice(&hashes[overlap..]);
         Ok(())
     }
+
+    /// Adds hashes that someone else computed: as [`Self::extend`], but the last piece's must be the digest of a blob named
+    /// by SHA-256. So pieces that match them make this blob and no other.
+    ///
+    /// # Errors
+    /// As [`Self::extend`], and when they end in another digest.
+    pub fn extend_published(&mut self, first: u32, hashes: &[PieceHash]) -> Result<(), MetainfoError> {
+        let is_end = first as usize + hashes.len() == self.geometry.piece_count() as usize;
+        if let (Digest::Sha256(digest), Some(last)) = (self.digest, hashes.last())
+            && is_end
+            && last.0 != digest
+        {
+            return Err(MetainfoError::OtherBlob);
+        }
+        self.extend(first, hashes)
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_hash_is_the_same_however_the_piece_is_sliced() {
-        assert_eq!(PieceHash::of([&b"ab"[..], b"c"]), PieceHash::of([&b"abc"[..]]));
+    fn published_hashes_must_end_in_the_digest() {
+        let mut metainfo = metainfo();
+        let Digest::Sha256(digest) = metainfo.digest() else { panic!("it is SHA-256") };
+        let hash = |n| PieceHash([n; 32]);
+        metainfo.extend_published(0, &[hash(0), hash(1)]).unwrap();
+        assert_eq!(metainfo.extend_published(0, &[hash(0), hash(1), hash(2)]), Err(MetainfoError::OtherBlob));
+        assert_eq!(metainfo.known(), 2);
+        metainfo.extend_published(2, &[PieceHash(digest)]).unwrap();
     }
 }

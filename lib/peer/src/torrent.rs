@@ -190,18 +190,16 @@ impl Torrent {
         self.node.send(Input::Grown(self.digest())).await.map_err(|_closed| TorrentError::Closed)
     }
 
-    /// Adds a piece that came from upstream: the origin's way, and the agent's when it falls back.
+    /// Adds a piece that came from upstream: the origin's way, and the agent's when it falls back. Gives its hash, unless
+    /// that of the piece before is not known yet.
     ///
     /// # Errors
     /// [`TorrentError::Write`] when it does not match its known hash, or the disk fails; [`TorrentError::Failed`] when
     /// the torrent was given up.
-    pub async fn ingest(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<PieceHash, TorrentError> {
+    pub async fn ingest(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<Option<PieceHash>, TorrentError> {
         let partial = match self.read_source() {
             Source::Partial(partial) => partial,
-            Source::Blob(blob) => {
-                let hash = blob.metainfo().hash(piece);
-                return Ok(hash.expect("the metainfo of a committed blob has the hash of each piece"));
-            }
+            Source::Blob(blob) => return Ok(blob.metainfo().hash(piece)),
         };
         let bytes = u64::from(self.shared.geometry.length_of(piece));
         let new = !self.shared.has(piece);

@@ -40,7 +40,7 @@ async fn pieces_flow_on_while_the_origin_still_ingests() {
     let _reader = sink.reader(0);
     for piece in geometry.pieces() {
         let hash = source.ingest(piece, vec![piece_of(&content, &geometry, piece)]).await.unwrap();
-        sink.extend_hashes(piece.get(), vec![hash]).await.unwrap();
+        sink.extend_hashes(piece.get(), vec![hash.unwrap()]).await.unwrap();
         soon(sink.wait_piece(piece)).await.unwrap();
         let (offset, length) = (geometry.piece_range(piece).start, geometry.length_of(piece));
         let bytes = sink.read_source().read(offset, length).await.unwrap();
@@ -57,8 +57,7 @@ async fn leechers_swap_what_they_have() {
     let (a, b) = (start(config()).await, start(config()).await);
     let content = content(4 * MIB, 3);
     let (digest, geometry) = name(&content);
-    let hashes: Vec<_> =
-        geometry.pieces().map(|piece| PieceHash::of([&piece_of(&content, &geometry, piece)[..]])).collect();
+    let hashes = PieceHash::all(&geometry, &content);
     let mut torrents = Vec::new();
     for (rig, parity) in [(&a, 0), (&b, 1)] {
         let torrent = rig.node.join(rig.store.partial(digest, geometry).await.unwrap()).await.unwrap();

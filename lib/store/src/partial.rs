@@ -10,7 +10,7 @@ mod state;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -18,7 +18,6 @@ use shoal_meta::{Bitfield, Digest, Geometry, Metainfo, MetainfoError, PieceHash,
 
 use crate::pieces_file::PiecesFile;
 use crate::store::Shared;
-use crate::whole::Whole;
 use crate::{Blob, blob, lock};
 pub(crate) use disk::same_cut;
 use state::{Sender, State};
@@ -38,9 +37,11 @@ pub(crate) struct PartialInner {
     state: Mutex<State>,
     /// Held while hashes are appended; blocking threads only.
     pieces: Mutex<PiecesFile>,
-    /// Held while the whole blob's hash advances, and by commit; blocking threads only. Taken before the store's
-    /// admission lock, never after.
-    whole: Mutex<Whole>,
+    /// Held while a piece is written whose hash cannot be told yet, while such pieces are hashed, and by commit; blocking
+    /// threads only. Taken before the store's admission lock, never after.
+    ahead: Mutex<()>,
+    /// How many pieces were read again to be hashed.
+    read_back: AtomicU32,
     unwritten: Arc<AtomicU64>,
 }
 
@@ -154,7 +155,8 @@ impl Partial {
         self.0.store.jobs.pieces.run(persist).await.and_then(|done| done).map_err(ExtendError::Disk)
     }
 
-    /// Verifies what an earlier run left on disk against the hashes known and gives all pieces that are there.
+    /// Verifies what an earlier run left on disk against the hashes known, and what came from upstream before they were,
+    /// and gives all pieces that are there.
     ///
     /// Holes are skipped, and each piece is read once; call it again after more hashes became known.
     ///
@@ -167,6 +169,11 @@ impl Partial {
             let (inner, suspects) = (self.0.clone(), suspects.clone());
             next = self.0.store.jobs.pieces.run(move || inner.recheck(&suspects, next)).await??;
         }
+        let follow = || {
+            let inner = self.0.clone();
+            self.0.store.jobs.pieces.run(move || inner.follow(1))
+        };
+        while follow().await?? > 0 {}
         Ok(self.have())
     }
 
@@ -177,24 +184,29 @@ impl Partial {
     ///
     /// # Panics
     /// When the piece comes from another blob's longer geometry.
-    pub async fn write_piece(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<PieceHash, WriteError> {
-        self.write(piece, blocks, Sender::Peer).await
+    pub async fn write_piece(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<(), WriteError> {
+        self.write(piece, blocks, Sender::Peer).await.map(drop)
     }
 
-    /// Writes a piece that came from upstream. A known hash must match; an unknown one is accepted as ours, and
-    /// becomes part of the metainfo once the hashes of all pieces before it are known. The whole blob's digest
-    /// decides at commit.
+    /// Writes a piece that came from upstream. A known hash must match; an unknown one is accepted as ours, becomes part
+    /// of the metainfo and is given. While that of the piece before is not known there is none: the piece counts as had,
+    /// and is hashed when its turn comes. The whole blob's digest decides at commit.
     ///
     /// # Errors
     /// See [`WriteError`]; nothing is counted as had then.
     ///
     /// # Panics
     /// When the piece comes from another blob's longer geometry.
-    pub async fn ingest_piece(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<PieceHash, WriteError> {
+    pub async fn ingest_piece(&self, piece: PieceIndex, blocks: Vec<Bytes>) -> Result<Option<PieceHash>, WriteError> {
         self.write(piece, blocks, Sender::Upstream).await
     }
 
-    async fn write(&self, piece: PieceIndex, blocks: Vec<Bytes>, sender: Sender) -> Result<PieceHash, WriteError> {
+    async fn write(
+        &self,
+        piece: PieceIndex,
+        blocks: Vec<Bytes>,
+        sender: Sender,
+    ) -> Result<Option<PieceHash>, WriteError> {
         assert!(self.0.geometry.piece(piece.get()).is_some(), "piece {} of another geometry", piece.get());
         let expected = self.0.geometry.length_of(piece);
         let given = blocks.iter().map(|block| block.len() as u64).sum();

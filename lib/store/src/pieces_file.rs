@@ -11,7 +11,7 @@ use std::path::Path;
 
 use shoal_meta::{Digest, Geometry, Metainfo, PieceHash};
 
-const MAGIC: &[u8; 8] = b"SHOALPC1";
+const MAGIC: &[u8; 8] = b"SHOALPC2";
 const HEADER_BYTES: u64 = 32;
 const RECORD_BYTES: usize = 32;
 
@@ -88,7 +88,8 @@ fn read(file: &File, digest: &Digest) -> io::Result<Metainfo> {
     let (records, _) = content.as_chunks::<RECORD_BYTES>();
     let hashes = records.iter().take_while(|record| **record != [0; RECORD_BYTES]).map(|record| PieceHash(*record));
     let mut metainfo = Metainfo::new(*digest, geometry);
-    metainfo.extend(0, &hashes.collect::<Vec<_>>()).map_err(|_| invalid("there are more hashes than pieces"))?;
+    let hashes = hashes.collect::<Vec<_>>();
+    metainfo.extend_published(0, &hashes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(metainfo)
 }
 
@@ -109,8 +110,8 @@ fn header(digest: &Digest, geometry: &Geometry) -> [u8; HEADER_BYTES as usize] {
     out[..8].copy_from_slice(MAGIC);
     out[8..16].copy_from_slice(&geometry.length().to_le_bytes());
     out[16..20].copy_from_slice(&geometry.piece_length().to_le_bytes());
-    let check = PieceHash::of([&out[..24], digest.as_bytes()]);
-    out[24..].copy_from_slice(&check.0[..8]);
+    let check = Digest::sha256_of(&[&out[..24], digest.as_bytes()].concat());
+    out[24..].copy_from_slice(&check.as_bytes()[..8]);
     out
 }
 

@@ -135,7 +135,10 @@ async fn write(ingest: &Ingest, piece: PieceIndex, bytes: Bytes) -> Result<(), O
     let blocks = ingest.geometry().blocks(piece);
     let blocks = blocks.map(|block| bytes.slice(block.offset as usize..(block.offset + block.length) as usize));
     let hash = ingest.torrent.ingest(piece, blocks.collect()).await.map_err(|error| ended(ingest, error))?;
-    ingest.publish(piece, hash);
+    // It comes in order, so there is one.
+    if let Some(hash) = hash {
+        ingest.publish(piece, hash);
+    }
     Ok(())
 }
 

@@ -184,7 +184,7 @@ impl Told {
             Update::Header(header) => self.header = Some(header),
             Update::Hashes(hashes) => {
                 assert_eq!(hashes.first_piece as usize, self.hashes.len(), "hashes come in order");
-                let (hashes, rest) = hashes.sha256.as_chunks::<32>();
+                let (hashes, rest) = hashes.states.as_chunks::<32>();
                 assert!(rest.is_empty());
                 self.hashes.extend(hashes.iter().map(|hash| PieceHash(*hash)));
             }
@@ -208,7 +208,7 @@ pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
 /// The hashes the pieces of this content must have.
 pub(crate) fn hashes_of(content: &[u8]) -> Vec<PieceHash> {
     let geometry = Geometry::for_length(content.len() as u64).unwrap();
-    content.chunks(geometry.piece_length() as usize).map(|piece| PieceHash::of([piece])).collect()
+    PieceHash::all(&geometry, content)
 }
 
 pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {

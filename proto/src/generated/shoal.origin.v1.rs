@@ -75,9 +75,9 @@ pub mod metainfo_update {
     pub struct PieceHashes {
         #[prost(uint32, tag = "1")]
         pub first_piece: u32,
-        /// 32 bytes each, concatenated.
-        #[prost(bytes = "vec", tag = "2")]
-        pub sha256: ::prost::alloc::vec::Vec<u8>,
+        /// 32 bytes each, concatenated: where SHA-256 over the blob stands after each piece; of the last, the blob's digest.
+        #[prost(bytes = "vec", tag = "3")]
+        pub states: ::prost::alloc::vec::Vec<u8>,
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Complete {}

@@ -96,7 +96,7 @@ impl Driver {
         let Some(partial) = entry.partial().cloned() else { return };
         let handle = self.net.handle.clone();
         self.net.tasks.spawn(async move {
-            let result = partial.write_piece(piece, whole.blocks).await.map(|_hash| ());
+            let result = partial.write_piece(piece, whole.blocks).await;
             let written = Input::Written { torrent: key, piece, job, received: whole.received, result };
             // The driver's end is the node's end.
             let _ = handle.send(written).await;

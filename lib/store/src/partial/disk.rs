@@ -1,32 +1,31 @@
 //! The disk work of a partial: verify and write pieces, verify what was left, commit, withdraw.
 //!
-//! Every function here runs on a blocking thread, to its end. Lock order: `whole`, the store's admission, `pieces`;
+//! Every function here runs on a blocking thread, to its end. Lock order: `ahead`, the store's admission, `pieces`;
 //! `state` and the index are taken briefly and alone.
 
 use std::fs::{self, FileTimes};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use shoal_meta::{Geometry, Metainfo, PieceHash, PieceIndex};
+use shoal_meta::{Digest, Geometry, Metainfo, PieceHash, PieceIndex};
 use tracing::{debug, warn};
 
-use super::state::{Phase, Sender, State};
+use super::state::{Contradiction, Phase, Sender, State};
 use super::{CommitError, PartialInner, WriteError};
 use crate::blob::BlobInner;
 use crate::index::Kind;
 use crate::layout::{self, sync_dir};
 use crate::pieces_file::PiecesFile;
 use crate::store::Shared;
-use crate::whole::{self, Whole};
-use crate::{Blob, lock};
+use crate::{Blob, lock, whole};
 
-/// How many pieces that came early one write may read back for the whole blob's hash; the rest waits for commit.
-const READ_ON_PIECES: u32 = 2;
+/// How many pieces written before they could be hashed one write may read again; the rest waits for the next, or commit.
+const READ_BACK_MAX: u32 = 2;
 
 impl PartialInner {
     /// Takes the open files of a partial, fresh or left by an earlier run.
@@ -47,7 +46,8 @@ impl PartialInner {
             file: Arc::new(data),
             state: Mutex::new(State::new(metainfo, reopened)),
             pieces: Mutex::new(pieces),
-            whole: Mutex::new(Whole::new(&digest)),
+            ahead: Mutex::new(()),
+            read_back: AtomicU32::new(0),
             unwritten: Arc::new(AtomicU64::new(unwritten)),
         })
     }
@@ -62,12 +62,35 @@ impl PartialInner {
         same_cut(&self.geometry, geometry)
     }
 
-    pub(super) fn write(&self, piece: PieceIndex, blocks: &[Bytes], sender: Sender) -> Result<PieceHash, WriteError> {
-        lock(&self.state).check_known(piece, sender)?;
-        let hash = PieceHash::of(blocks.iter().map(AsRef::as_ref));
-        if !lock(&self.state).admit(piece, hash, sender)? {
-            return Ok(hash);
+    /// Verifies a piece and writes it. Gives its hash, if that can be told.
+    pub(super) fn write(
+        &self,
+        piece: PieceIndex,
+        blocks: &[Bytes],
+        sender: Sender,
+    ) -> Result<Option<PieceHash>, WriteError> {
+        let Some(before) = lock(&self.state).hash_before(piece, sender)? else {
+            // One at a time: nobody could tell two versions of a piece apart.
+            let _ahead = lock(&self.ahead);
+            if lock(&self.state).admit_unhashed(piece)? {
+                self.put(piece, blocks)?;
+            }
+            return Ok(None);
+        };
+        let hash = before.then(&self.geometry, piece, blocks.iter().map(AsRef::as_ref));
+        if lock(&self.state).admit(piece, hash)? {
+            self.put(piece, blocks)?;
+            self.persist().map_err(WriteError::Disk)?;
+            // Trouble reading is left for commit to meet.
+            if let Err(error) = self.follow(READ_BACK_MAX) {
+                warn!(digest = %self.digest, %error, "cannot read back a piece");
+            }
         }
+        Ok(Some(hash))
+    }
+
+    /// Writes a piece and counts it as had.
+    fn put(&self, piece: PieceIndex, blocks: &[Bytes]) -> Result<(), WriteError> {
         let mut offset = self.geometry.piece_range(piece).start;
         for block in blocks {
             self.file.write_all_at(block, offset).map_err(WriteError::Disk)?;
@@ -78,28 +101,36 @@ impl PartialInner {
             let bytes = u64::from(self.geometry.length_of(piece));
             self.unwritten.update(Ordering::Relaxed, Ordering::Relaxed, |left| left.saturating_sub(bytes));
         }
-        self.persist().map_err(WriteError::Disk)?;
-        self.advance(piece, blocks);
-        Ok(hash)
+        Ok(())
     }
 
-    /// Takes the whole blob's hash further if nobody else is at it. Trouble reading is left for commit to meet.
-    fn advance(&self, piece: PieceIndex, blocks: &[Bytes]) {
-        let mut whole = match self.whole.try_lock() {
-            Ok(whole) => whole,
-            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return,
-        };
-        whole.offer(piece, blocks);
-        let have = lock(&self.state).have().clone();
-        if let Err(error) = whole.read_on(&self.file, self.geometry, &have, READ_ON_PIECES) {
-            warn!(digest = %self.digest, %error, "cannot read back a piece");
+    /// Hashes pieces that were written before they could be and now can, as many as that, and gives how many it were.
+    pub(super) fn follow(&self, most: u32) -> io::Result<u32> {
+        if lock(&self.state).next_unhashed().is_none() {
+            return Ok(0);
         }
+        let _ahead = lock(&self.ahead);
+        self.follow_locked(most)
     }
 
-    /// How many pieces the whole blob's hash had to read again.
+    fn follow_locked(&self, most: u32) -> io::Result<u32> {
+        for done in 0..most {
+            let Some((piece, before)) = lock(&self.state).next_unhashed() else { return Ok(done) };
+            let hash = whole::piece_hash(&self.file, self.geometry, piece, before)?;
+            self.read_back.fetch_add(1, Ordering::Relaxed);
+            let noted = lock(&self.state).hashed(piece, hash);
+            if let Err(Contradiction) = noted {
+                warn!(digest = %self.digest, piece = piece.get(), "upstream and the published hashes contradict each other");
+                self.withdraw();
+            }
+        }
+        Ok(most)
+    }
+
+    /// How many pieces had to be read again to be hashed.
     #[cfg(test)]
     pub(crate) fn read_back(&self) -> u32 {
-        lock(&self.whole).read_back()
+        self.read_back.load(Ordering::Relaxed)
     }
 
     /// Appends the hashes that are known but not on disk yet.
@@ -121,7 +152,9 @@ impl PartialInner {
                 lock(&self.state).checked(piece, None);
                 continue;
             }
-            let hash = whole::piece_hash(&self.file, self.geometry, piece)?;
+            let before =
+                lock(&self.state).metainfo().hash_before(piece).expect("its own hash is known, which comes after");
+            let hash = whole::piece_hash(&self.file, self.geometry, piece, before)?;
             lock(&self.state).checked(piece, Some(hash));
             return Ok(position + 1);
         }
@@ -139,31 +172,48 @@ impl PartialInner {
     }
 
     pub(super) fn commit(self: &Arc<Self>) -> Result<Blob, CommitError> {
-        let mut whole = lock(&self.whole);
-        let have = {
-            let state = lock(&self.state);
-            match state.phase() {
-                Phase::Open => state.have().clone(),
-                Phase::Committed(blob) => return Ok(blob.clone()),
-                Phase::Withdrawn => return Err(CommitError::Withdrawn),
-            }
-        };
-        if !have.is_full() {
-            return Err(CommitError::Incomplete { have: have.count(), pieces: have.length() });
+        let _ahead = lock(&self.ahead);
+        self.check_full()?;
+        self.follow_locked(u32::MAX).map_err(CommitError::Disk)?;
+        // Upstream may have been found to contradict the hashes.
+        if let Some(blob) = self.check_full()? {
+            return Ok(blob);
         }
-        whole.read_on(&self.file, self.geometry, &have, u32::MAX).map_err(CommitError::Disk)?;
-        let computed = whole.digest(self.geometry).expect("every piece was had and has been read");
+        let computed = self.computed().map_err(CommitError::Disk)?;
         if computed != self.digest {
             self.withdraw();
             return Err(CommitError::DigestMismatch { computed });
         }
-        debug!(digest = %self.digest, pieces = have.length(), read_back = whole.read_back(), "digest checked");
+        debug!(digest = %self.digest, pieces = self.geometry.piece_count(), read_back = ?self.read_back, "digest checked");
         self.persist().map_err(CommitError::Disk)?;
         if let Err(error) = self.sync() {
             self.withdraw();
             return Err(CommitError::Disk(error));
         }
         self.publish()
+    }
+
+    /// Checks that every piece is had. Gives the blob if it is one already.
+    fn check_full(&self) -> Result<Option<Blob>, CommitError> {
+        let state = lock(&self.state);
+        let have = state.have();
+        match state.phase() {
+            Phase::Committed(blob) => Ok(Some(blob.clone())),
+            Phase::Withdrawn => Err(CommitError::Withdrawn),
+            Phase::Open if have.is_full() => Ok(None),
+            Phase::Open => Err(CommitError::Incomplete { have: have.count(), pieces: have.length() }),
+        }
+    }
+
+    /// The digest of what is on disk, every piece of which was verified.
+    fn computed(&self) -> io::Result<Digest> {
+        match self.digest {
+            Digest::Sha256(_) => {
+                let last = lock(&self.state).metainfo().hashes().last().copied();
+                Ok(Digest::Sha256(last.expect("every piece is had and was hashed").0))
+            }
+            Digest::Sha512(_) => whole::digest(&self.file, self.geometry, &self.digest),
+        }
     }
 
     /// Waits until everything inside the directory is on the disk.

@@ -2,9 +2,7 @@
 //!
 //! Used under a brief lock by the handles and by the disk work. Does no IO.
 
-use std::collections::BTreeMap;
-
-use shoal_meta::{Bitfield, Metainfo, MetainfoError, PieceHash, PieceIndex};
+use shoal_meta::{Bitfield, Metainfo, PieceHash, PieceIndex};
 
 use crate::{Blob, ExtendError, WriteError};
 
@@ -27,12 +25,16 @@ pub(super) enum Phase {
     Withdrawn,
 }
 
-/// Invariant: every piece in `have` has a hash, in `metainfo` or in `claimed`.
+/// Says that a piece from upstream is not the one whose hash was published since: one of the two is wrong.
+#[derive(Debug)]
+pub(super) struct Contradiction;
+
+/// Invariant: every piece in `have` was compared with its hash in `metainfo`, or is in `unhashed`.
 pub(super) struct State {
     metainfo: Metainfo,
-    /// Hashes of pieces from upstream past the metainfo's end. At most one per piece.
-    claimed: BTreeMap<u32, PieceHash>,
     have: Bitfield,
+    /// Pieces from upstream, written or being written, whose hash could not be told as they came.
+    unhashed: Bitfield,
     /// Pieces an earlier run may have left on disk.
     suspect: Bitfield,
     phase: Phase,
@@ -41,9 +43,9 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(metainfo: Metainfo, reopened: bool) -> Self {
         let geometry = metainfo.geometry();
-        let have = Bitfield::empty(&geometry);
-        let suspect = if reopened { Bitfield::full(&geometry) } else { have.clone() };
-        Self { metainfo, claimed: BTreeMap::new(), have, suspect, phase: Phase::Open }
+        let none = Bitfield::empty(&geometry);
+        let suspect = if reopened { Bitfield::full(&geometry) } else { none.clone() };
+        Self { metainfo, have: none.clone(), unhashed: none, suspect, phase: Phase::Open }
     }
 
     pub(super) fn metainfo(&self) -> &Metainfo {
@@ -79,61 +81,62 @@ impl State {
         }
     }
 
-    /// Tells whether bytes of this hash may become the piece, and whether they still need to be written.
-    pub(super) fn admit(&mut self, piece: PieceIndex, hash: PieceHash, sender: Sender) -> Result<bool, WriteError> {
-        self.check_known(piece, sender)?;
-        let known = self.metainfo.hash(piece).or_else(|| self.claimed.get(&piece.get()).copied());
-        // Claimed before it is written: two different versions must not race to the disk.
-        let known = known.unwrap_or_else(|| *self.claimed.entry(piece.get()).or_insert(hash));
-        if known != hash {
-            return Err(WriteError::HashMismatch { piece: piece.get() });
+    /// Refuses, before any work, what could not be admitted whatever its bytes. Gives the hash that a piece is hashed
+    /// after: none while it is not known, and the piece comes from upstream.
+    pub(super) fn hash_before(&self, piece: PieceIndex, sender: Sender) -> Result<Option<PieceHash>, WriteError> {
+        self.check_stands()?;
+        if sender == Sender::Peer && self.metainfo.hash(piece).is_none() {
+            return Err(WriteError::UnknownHash { piece: piece.get() });
         }
-        Ok(!self.have.contains(piece))
+        Ok(self.metainfo.hash_before(piece))
     }
 
-    /// Refuses, before any work, what could not be admitted whatever its hash.
-    pub(super) fn check_known(&self, piece: PieceIndex, sender: Sender) -> Result<(), WriteError> {
-        if let Phase::Withdrawn = self.phase {
-            return Err(WriteError::Withdrawn);
+    /// Tells whether bytes of this hash, computed after that of the piece before, may become the piece, and whether they
+    /// still need to be written. An unknown hash is known from here on: two versions must not race to the disk.
+    pub(super) fn admit(&mut self, piece: PieceIndex, hash: PieceHash) -> Result<bool, WriteError> {
+        self.check_stands()?;
+        match self.metainfo.extend(piece.get(), &[hash]) {
+            Ok(()) => Ok(!self.have.contains(piece)),
+            Err(_contradiction) => Err(WriteError::HashMismatch { piece: piece.get() }),
         }
-        let known = self.metainfo.hash(piece).is_some() || self.claimed.contains_key(&piece.get());
-        if known || sender == Sender::Upstream { Ok(()) } else { Err(WriteError::UnknownHash { piece: piece.get() }) }
+    }
+
+    /// Tells whether a piece from upstream whose hash cannot be told yet needs to be written.
+    pub(super) fn admit_unhashed(&mut self, piece: PieceIndex) -> Result<bool, WriteError> {
+        self.check_stands()?;
+        let new = !self.have.contains(piece);
+        if new {
+            self.unhashed.insert(piece);
+        }
+        Ok(new)
     }
 
     /// Counts an admitted piece as had, now that it is written. Says whether it was new.
     pub(super) fn written(&mut self, piece: PieceIndex) -> Result<bool, WriteError> {
-        if let Phase::Withdrawn = self.phase {
-            return Err(WriteError::Withdrawn);
-        }
+        self.check_stands()?;
         self.suspect.remove(piece);
-        let new = self.have.insert(piece);
-        self.settle();
-        Ok(new)
+        Ok(self.have.insert(piece))
     }
 
-    /// Adds published hashes; those of our own pieces must agree.
+    /// The first piece written before it could be hashed that can be now, and the hash of the one before it.
+    pub(super) fn next_unhashed(&self) -> Option<(PieceIndex, PieceHash)> {
+        let piece = self.unhashed.iter_and(&self.have).next()?;
+        Some((piece, self.metainfo.hash_before(piece)?))
+    }
+
+    /// Notes the hash of such a piece.
+    pub(super) fn hashed(&mut self, piece: PieceIndex, hash: PieceHash) -> Result<(), Contradiction> {
+        self.metainfo.extend(piece.get(), &[hash]).map_err(|_| Contradiction)?;
+        self.unhashed.remove(piece);
+        Ok(())
+    }
+
+    /// Adds published hashes.
     pub(super) fn extend(&mut self, first: u32, hashes: &[PieceHash]) -> Result<(), ExtendError> {
         if let Phase::Withdrawn = self.phase {
             return Err(ExtendError::Withdrawn);
         }
-        let disagrees = |(index, hash): &(u32, &PieceHash)| self.claimed.get(index).is_some_and(|own| own != *hash);
-        if let Some((index, _)) = (first..).zip(hashes).find(disagrees) {
-            return Err(ExtendError::Metainfo(MetainfoError::Contradiction(index)));
-        }
-        self.metainfo.extend(first, hashes).map_err(ExtendError::Metainfo)?;
-        self.claimed = self.claimed.split_off(&self.metainfo.known());
-        self.settle();
-        Ok(())
-    }
-
-    /// Moves the hashes of our own pieces to the metainfo as far as they follow it and the pieces are written.
-    fn settle(&mut self) {
-        while let Some(piece) = self.metainfo.geometry().piece(self.metainfo.known())
-            && self.have.contains(piece)
-            && let Some(hash) = self.claimed.remove(&piece.get())
-        {
-            self.metainfo.extend(piece.get(), &[hash]).expect("it is the next hash in order");
-        }
+        self.metainfo.extend_published(first, hashes).map_err(ExtendError::Metainfo)
     }
 
     /// Tells whether a range lies in verified pieces.
@@ -142,5 +145,12 @@ impl State {
         let geometry = self.metainfo.geometry();
         let (Some(first), Some(last)) = (geometry.piece_at(offset), geometry.piece_at(last)) else { return false };
         (first.get()..=last.get()).all(|index| geometry.piece(index).is_some_and(|piece| self.have.contains(piece)))
+    }
+
+    fn check_stands(&self) -> Result<(), WriteError> {
+        match self.phase {
+            Phase::Open | Phase::Committed(_) => Ok(()),
+            Phase::Withdrawn => Err(WriteError::Withdrawn),
+        }
     }
 }

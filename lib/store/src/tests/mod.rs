@@ -52,8 +52,7 @@ impl Sample {
     }
 
     fn hashes(&self) -> Vec<PieceHash> {
-        let hash = |index| PieceHash::of(self.blocks(index).iter().map(AsRef::as_ref));
-        (0..self.geometry.piece_count()).map(hash).collect()
+        PieceHash::all(&self.geometry, &self.content)
     }
 
     async fn begin(&self, store: &Store) -> Partial {
