@@ -1,4 +1,5 @@
-//! The receivers, each run in a process of its own: they measure themselves and print bytes, seconds of CPU and seconds.
+//! The receivers, each run in a process of its own: they measure themselves and print bytes, seconds of
+//! CPU, seconds, and the most anonymous memory they had.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -10,11 +11,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
+use shoal_e2e::usage;
 use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, Role, Topology};
 use shoal_peer::{Node, Torrent};
 use tokio_util::sync::CancellationToken;
 
-use crate::blob;
+use crate::{blob, memory};
 
 const READ_BYTES: usize = 256 * 1024;
 
@@ -22,9 +24,17 @@ const READ_BYTES: usize = 256 * 1024;
 #[expect(clippy::print_stdout, reason = "its output is read by the parent")]
 pub(crate) fn run(words: &[String]) -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (bytes, cpu_seconds, seconds) = match words[..] {
+    let look = || usage::anon_bytes(std::process::id()).unwrap_or(u64::MAX);
+    let (anon_bytes, received) = memory::peak(look, || receive_as(&words));
+    let (bytes, cpu_seconds, seconds) = received?;
+    println!("{bytes} {cpu_seconds} {seconds} {anon_bytes}");
+    Ok(())
+}
+
+fn receive_as(words: &[&str]) -> Result<(u64, f64, f64)> {
+    match *words {
         ["bare", address, out, length, piece_length, hashes] => {
-            bare(address.parse()?, Path::new(out), length.parse()?, piece_length.parse()?, hashes.parse()?)?
+            bare(address.parse()?, Path::new(out), length.parse()?, piece_length.parse()?, hashes.parse()?)
         }
         ["receive", store, listen, seeder, id, digest, length, ref rest @ ..] => {
             let rate = rest.first().map(|rate| rate.parse()).transpose()?;
@@ -32,12 +42,10 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
             let (address, id, topology) = (seeder.parse()?, id.parse()?, Topology::default());
             let seeder = PeerInfo { id, address, role: Role::Agent, topology };
             let node = receive(Path::new(store), listen.parse()?, seeder, digest.parse()?, geometry, rate);
-            blob::runtime()?.block_on(node)?
+            blob::runtime()?.block_on(node)
         }
         _ => bail!("no such child: {words:?}"),
-    };
-    println!("{bytes} {cpu_seconds} {seconds}");
-    Ok(())
+    }
 }
 
 /// Reads, hashes and writes, one piece after the other, in one thread and one buffer.

@@ -100,5 +100,6 @@ fn child(space: &Space, words: &[&str], input: &[u8]) -> Result<Sample> {
     let text = String::from_utf8(output.stdout)?;
     let mut numbers = text.split_whitespace().map(str::parse::<f64>);
     let mut number = || numbers.next().context("a number is missing").and_then(|number| Ok(number?));
-    Ok(Sample { bytes: number()? as u64, cpu_seconds: number()?, other_cpu_seconds: 0.0, seconds: number()? })
+    let (bytes, cpu_seconds, seconds, anon_bytes) = (number()? as u64, number()?, number()?, number()? as u64);
+    Ok(Sample { bytes, cpu_seconds, other_cpu_seconds: 0.0, seconds, anon_bytes: Some(anon_bytes) })
 }

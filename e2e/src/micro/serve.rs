@@ -61,7 +61,7 @@ pub(crate) fn measure(server: &Server, space: &Space, client: impl FnOnce() -> R
     let (before, began) = (server.cpu_seconds()?, Instant::now());
     let (bytes, other_cpu_seconds) = at(space, End::Client, || Ok((client()?, cpu_seconds(ClockId::ThreadCPUTime))))?;
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Sample { bytes, cpu_seconds: server.cpu_seconds()? - before, other_cpu_seconds, seconds })
+    Ok(Sample { bytes, cpu_seconds: server.cpu_seconds()? - before, other_cpu_seconds, seconds, anon_bytes: None })
 }
 
 /// Runs something at an end, on a thread of its own.

@@ -9,6 +9,8 @@ pub(crate) struct Sample {
     /// Of the thread at the other end.
     pub(crate) other_cpu_seconds: f64,
     pub(crate) seconds: f64,
+    /// The most anonymous memory of the subject, where that was watched.
+    pub(crate) anon_bytes: Option<u64>,
 }
 
 /// All transfers of one subject.

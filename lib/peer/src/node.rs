@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::{self, Announcer, Link, LocalState};
-use crate::conn::{BLOCKS_WAITING_MAX, Net};
+use crate::conn::Net;
 use crate::counters::{Counters, Status};
 use crate::driver::Driver;
 use crate::listen;
@@ -198,10 +198,9 @@ fn dialable(local: SocketAddr) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(socket.local_addr()?.ip(), local.port()))
 }
 
-/// The memory that blocks from peers may take: what the swarm keeps in flight, twice as the pool rounds up and an endgame
-/// asks twice, and what each connection may hold that nobody asked for. Less would let pieces wait for each other.
+/// The memory that blocks from peers may take: what the swarm keeps in flight, and one block for each connection, which a
+/// peer that nobody asked, or that is slow, may hold. Less would let pieces wait for each other for ever. Default 47 MiB.
 fn receive_bytes_max(swarm: &shoal_swarm::Config) -> usize {
-    let inflight = usize::try_from(swarm.inflight_bytes_max).unwrap_or(usize::MAX / 4);
-    let unasked = (BLOCKS_WAITING_MAX + 1) * BLOCK_LENGTH_MAX as usize;
-    inflight.saturating_mul(2).saturating_add(swarm.connections_max.saturating_mul(unasked))
+    let inflight = usize::try_from(swarm.inflight_bytes_max).unwrap_or(usize::MAX / 2);
+    inflight.saturating_add(swarm.connections_max.saturating_mul(BLOCK_LENGTH_MAX as usize))
 }

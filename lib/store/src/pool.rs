@@ -18,7 +18,7 @@ const CLASSES: usize = 11;
 
 /// A pool of buffers with a limit on the bytes handed out. Cloning gives a handle on the same pool.
 ///
-/// Memory held: what is handed out, at most the limit, and at most a quarter of the limit idle.
+/// Memory held: at most the limit, of which at most a quarter is idle.
 #[derive(Clone)]
 pub struct BufferPool(Arc<Inner>);
 
@@ -60,7 +60,7 @@ impl BufferPool {
         let units = u32::try_from(capacity / UNIT_BYTES).unwrap_or(u32::MAX).min(self.0.units);
         let permit = self.0.permits.clone().acquire_many_owned(units).await;
         let _permit = permit.expect("the pool never closes its semaphore");
-        let recycled = lock(&self.0.idle).take(capacity);
+        let recycled = lock(&self.0.idle).take(capacity, self.0.units as usize * UNIT_BYTES - self.used_bytes());
         let memory = recycled.unwrap_or_else(|| vec![0; capacity]);
         PooledBuf { memory, length, pool: self.0.clone(), _permit }
     }
@@ -79,10 +79,20 @@ impl fmt::Debug for BufferPool {
 }
 
 impl Idle {
-    fn take(&mut self, capacity: usize) -> Option<Vec<u8>> {
-        let memory = self.classes.get_mut(class(capacity))?.pop()?;
-        self.bytes -= memory.len();
-        Some(memory)
+    /// Gives a buffer that was used before, or frees others until no more than `room` are idle.
+    fn take(&mut self, capacity: usize, room: usize) -> Option<Vec<u8>> {
+        if let Some(memory) = self.classes.get_mut(class(capacity)).and_then(Vec::pop) {
+            self.bytes -= memory.len();
+            return Some(memory);
+        }
+        for list in &mut self.classes {
+            while self.bytes > room
+                && let Some(memory) = list.pop()
+            {
+                self.bytes -= memory.len();
+            }
+        }
+        None
     }
 
     fn give(&mut self, memory: Vec<u8>) {
@@ -188,6 +198,18 @@ mod tests {
         let held = [pool.get(8192).await, pool.get(8192).await, pool.get(8192).await, pool.get(4096).await];
         drop(held);
         assert_eq!(lock(&pool.0.idle).bytes, 16_384);
+    }
+
+    #[tokio::test]
+    async fn idle_memory_makes_room_for_buffers_of_another_length() {
+        let pool = BufferPool::new(64 * 1024);
+        drop([pool.get(4096).await, pool.get(4096).await, pool.get(8192).await]);
+        assert_eq!(lock(&pool.0.idle).bytes, 16_384);
+        let _most = (pool.get(32 * 1024).await, pool.get(16 * 1024).await);
+        assert_eq!(lock(&pool.0.idle).bytes, 16_384, "48 KiB are handed out");
+        let _one_more = pool.get(8192).await;
+        let _and_another = pool.get(8192).await;
+        assert_eq!(lock(&pool.0.idle).bytes, 0);
     }
 
     #[tokio::test]
