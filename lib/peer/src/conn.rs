@@ -15,17 +15,19 @@ use shoal_meta::{PeerId, PeerInfo};
 use shoal_store::BufferPool;
 use shoal_swarm::ConnId;
 use shoal_swarm::wire::{self, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock, WireError};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::counters::count;
 use crate::mailbox::{Handle, Input};
 use crate::outbox::{Outbox, OutgoingBlock};
+use crate::pace::Pace;
 use crate::rate::RateCap;
 use crate::send::{self, Ready, STALL_TIMEOUT};
 use crate::socket::Manners;
@@ -35,7 +37,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest Hello accepted, in bytes; ours has about a hundred.
 const HELLO_LENGTH_MAX: u32 = 4096;
 /// Blocks of one connection that the driver has not looked at, at most.
-pub(crate) const BLOCKS_WAITING_MAX: usize = 2;
+const BLOCKS_WAITING_MAX: usize = 2;
 /// Headers and control frames are read through a buffer of this size; payload goes past it.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// A control frame longer than this does not leave its buffer behind.
@@ -230,6 +232,7 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
     let writing = async {
         let mut control = Vec::new();
         let mut blocks = VecDeque::new();
+        let mut pace = Pace::new();
         loop {
             outbox.take(&mut control, &mut blocks);
             if !control.is_empty() {
@@ -248,7 +251,11 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
                 () = outbox.changed() => {}
                 payload = next.payload.ready() => {
                     let next = blocks.pop_front().expect("its payload was just awaited");
+                    let began = Instant::now();
                     write_block(&net, conn, write.as_ref(), &next, payload).await?;
+                    if let Some(unsent) = pace.sent(began, Instant::now(), next.block.length.into()) {
+                        SockRef::from(write.as_ref()).set_tcp_notsent_lowat(unsent)?;
+                    }
                 }
             }
         }

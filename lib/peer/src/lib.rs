@@ -19,6 +19,7 @@ mod listen;
 mod mailbox;
 mod node;
 mod outbox;
+mod pace;
 mod rate;
 mod send;
 mod socket;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tracing::info;
 
+use crate::pace::UNSENT_BYTES_MIN;
 use crate::rate::RateCap;
 
-/// Unsent bytes the kernel keeps on a connection, so that a control frame waits behind one block and not behind many.
-const UNSENT_BYTES_MAX: u32 = 256 * 1024;
 /// A peer that is silent for this long is asked whether it is there, this often, this many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 /// The DSCP "lower effort" (RFC 8622, 000001) in its place in the traffic class: routers that know it let others go first.
@@ -65,7 +64,7 @@ impl Manners {
     pub(crate) fn settle(&self, socket: &SockRef<'_>) -> io::Result<()> {
         let (time, interval, retries) = KEEPALIVE;
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MIN)?;
         if self.background {
             // Not inherited, and a traffic class sets it anew.
             socket.set_priority(PRIORITY_FILLER)?;

@@ -1,0 +1,90 @@
+//! How many unsent bytes the kernel may hold on a connection: what leaves within some milliseconds at the rate it has.
+//!
+//! Used by a connection's writer. What is unsent holds up control frames, and blocks that another connection could send
+//! sooner; but with too little a fast connection runs dry between two wakes of its writer. It knows no socket.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Unsent bytes leave in about this time.
+const UNSENT_TIME: Duration = Duration::from_millis(4);
+/// The fewest unsent bytes allowed, and what a connection begins with.
+pub(crate) const UNSENT_BYTES_MIN: u32 = 32 * 1024;
+const UNSENT_BYTES_MAX: u32 = 2 * 1024 * 1024;
+/// A connection that sent nothing for this long is measured anew.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The pace of one connection.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    unsent_bytes_max: u32,
+    /// Where measuring began, when the last block was handed over, and the bytes handed over by then. The kernel holds
+    /// `unsent_bytes_max` of them.
+    run: Option<(Instant, Instant, u64)>,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        Self { unsent_bytes_max: UNSENT_BYTES_MIN, run: None }
+    }
+
+    /// Counts bytes that were handed to the kernel between two moments. Gives how many it may hold from now on, when that
+    /// changes.
+    pub(crate) fn sent(&mut self, began: Instant, ended: Instant, bytes: u64) -> Option<u32> {
+        let (since, total) = match self.run {
+            Some((since, last, total)) if began.duration_since(last) < PAUSE => (since, total + bytes),
+            Some(_) | None => (began, bytes),
+        };
+        let held = u64::from(self.unsent_bytes_max);
+        if total < 4 * held {
+            self.run = Some((since, ended, total));
+            return None;
+        }
+        let left = u128::from(total - held);
+        let wanted = left * UNSENT_TIME.as_nanos() / ended.duration_since(since).as_nanos().max(1);
+        let wanted = u32::try_from(wanted).unwrap_or(UNSENT_BYTES_MAX).clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
+        let wanted = (wanted / 4 * 3).next_power_of_two();
+        self.run = Some((ended, ended, wanted.into()));
+        (std::mem::replace(&mut self.unsent_bytes_max, wanted) != wanted).then_some(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = 256 * 1024;
+
+    /// Sends blocks at a rate in bytes per second; gives what the kernel may hold in the end.
+    fn after(pace: &mut Pace, rate: u64, blocks: u64) -> u32 {
+        let mut now = Instant::now();
+        for _ in 0..blocks {
+            let ended = now + Duration::from_nanos(BLOCK * 1_000_000_000 / rate);
+            pace.sent(now, ended, BLOCK);
+            now = ended;
+        }
+        pace.unsent_bytes_max
+    }
+
+    #[test]
+    fn what_may_be_unsent_follows_the_rate() {
+        for (rate, unsent) in [(1_000_000, 32), (6_250_000, 32), (125_000_000, 512), (5_000_000_000, 2048)] {
+            let mut pace = Pace::new();
+            assert_eq!(after(&mut pace, rate, 100), unsent * 1024, "{rate} bytes per second");
+            assert_eq!(after(&mut pace, 1_000_000, 100), UNSENT_BYTES_MIN, "it slows down again");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_not_taken_for_slowness() {
+        let mut pace = Pace::new();
+        after(&mut pace, 5_000_000_000, 100);
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            let ended = now + Duration::from_micros(50);
+            assert_eq!(pace.sent(now, ended, BLOCK), None);
+            now = ended + Duration::from_secs(1);
+        }
+    }
+}
