@@ -90,11 +90,11 @@ impl Choker {
         matches!(self, Self::Reciprocal(_))
     }
 
-    /// Decides after something changed: interest, what is outstanding, or the time. Pass every connection whose peer is
-    /// interested or being served.
-    pub(crate) fn decide(&mut self, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+    /// Decides after something changed: interest, what is outstanding, or the time. Pass how many slots count as taken, and
+    /// every connection whose peer is interested or being served.
+    pub(crate) fn decide(&mut self, now: Time, used: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
         match self {
-            Self::Cluster { slots } => cluster(*slots, views, rng),
+            Self::Cluster { slots } => cluster(slots.saturating_sub(used), views, rng),
             Self::Reciprocal(state) => state.decide(now, views, rng),
         }
     }
@@ -116,11 +116,10 @@ impl Choker {
     }
 }
 
-fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+fn cluster(free: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
     let rank = |view: &View| (view.slots, !view.far);
-    let mut used: u64 = views.iter().map(|view| view.slots).sum();
     let mut out = Vec::new();
-    while used < slots {
+    for _ in 0..free {
         let mut best: Option<usize> = None;
         let mut ties = 0u32;
         for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
@@ -137,7 +136,6 @@ fn cluster(slots: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
         }
         let Some(best) = best else { break };
         views[best].slots += 1;
-        used += 1;
         out.push(Decision::Grant(views[best].conn, 1));
     }
     out
@@ -225,6 +223,11 @@ mod tests {
         names.into_iter().collect()
     }
 
+    fn decide(choker: &mut Choker, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+        let used = views.iter().map(|view| view.slots).sum();
+        choker.decide(now, used, views, rng)
+    }
+
     fn at(seconds: u64) -> Time {
         Time::ZERO + Duration::from_secs(seconds)
     }
@@ -233,15 +236,15 @@ mod tests {
     fn a_free_slot_goes_to_an_interested_peer_without_one() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 2);
         let mut rng = Pcg64::seed_from_u64(1);
-        assert_eq!(granted(&choker.decide(at(0), &mut peers("A+ b C"), &mut rng)), "c");
-        assert_eq!(granted(&choker.decide(at(0), &mut peers("A+ B+ C"), &mut rng)), "");
-        assert_eq!(granted(&choker.decide(at(0), &mut peers("a b"), &mut rng)), "");
+        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("A+ b C"), &mut rng)), "c");
+        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("A+ B+ C"), &mut rng)), "");
+        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("a b"), &mut rng)), "");
     }
 
     #[test]
     fn a_lone_peer_gets_every_slot() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 4);
-        let decisions = choker.decide(at(0), &mut peers("A b c"), &mut Pcg64::seed_from_u64(1));
+        let decisions = decide(&mut choker, at(0), &mut peers("A b c"), &mut Pcg64::seed_from_u64(1));
         assert_eq!(granted(&decisions), "aaaa");
     }
 
@@ -249,7 +252,7 @@ mod tests {
     fn peers_with_equally_little_are_served_at_random() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 2);
         let mut rng = Pcg64::seed_from_u64(1);
-        let mut served = |peers: &mut [View]| granted(&choker.decide(at(0), peers, &mut rng));
+        let mut served = |peers: &mut [View]| granted(&decide(&mut choker, at(0), peers, &mut rng));
         let seen: std::collections::BTreeSet<_> = (0..100).map(|_| served(&mut peers("A+ B C D"))).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["b", "c", "d"]);
     }
@@ -262,12 +265,12 @@ mod tests {
         for (rate, view) in [15.0, 12.0, 10.0, 9.0, 8.0, 3.0].into_iter().zip(&mut views) {
             view.rate_in = rate;
         }
-        let first = granted(&choker.decide(at(0), &mut views, &mut rng));
+        let first = granted(&decide(&mut choker, at(0), &mut views, &mut rng));
         assert!(first.starts_with("abcd") && first.len() <= 5, "{first}");
         views[4].rate_in = 20.0;
-        let same_round = granted(&choker.decide(at(5), &mut views, &mut rng));
+        let same_round = granted(&decide(&mut choker, at(5), &mut views, &mut rng));
         assert!(!same_round.contains('D'), "a round lasts 10 s: {same_round}");
-        let next_round = granted(&choker.decide(at(10), &mut views, &mut rng));
+        let next_round = granted(&decide(&mut choker, at(10), &mut views, &mut rng));
         assert!(next_round.contains('e'), "{next_round}");
     }
 
@@ -279,7 +282,7 @@ mod tests {
         views[0].rate_in = 9.0;
         let mut seen = String::new();
         for round in 0..60 {
-            seen += &granted(&choker.decide(at(round * 10), &mut views, &mut rng));
+            seen += &granted(&decide(&mut choker, at(round * 10), &mut views, &mut rng));
         }
         assert!("abcd".chars().all(|peer| seen.contains(peer)), "{seen}");
     }

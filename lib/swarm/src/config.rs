@@ -8,7 +8,8 @@ pub struct Config {
     /// Who gets upload slots. Default [`ChokePolicy::Cluster`].
     pub choke_policy: ChokePolicy,
     /// How many peers are served at once. Default 5: with fewer an uplink idles while its receivers are busy with others, with
-    /// more the first copies of each piece are late, and grants are refused (the seeds say 4).
+    /// more the first copies of each piece are late, and grants are refused (the seeds say 4). Up to as many again are handed
+    /// out while grants and requests are under way.
     pub upload_slots: u32,
     /// The least a peer may request at one unchoke, in bytes; at least one piece is always granted. Default 256 KiB.
     pub grant_bytes_min: u32,

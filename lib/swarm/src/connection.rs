@@ -63,6 +63,8 @@ pub(crate) struct Up {
     /// Pieces the peer may still request.
     pub(crate) granted: u32,
     pub(crate) granted_at: Option<Time>,
+    /// When the grant came of which nothing is requested yet.
+    pub(crate) offered_at: Option<Time>,
     pub(crate) queue: VecDeque<(TorrentKey, BlockRef)>,
     /// Upload slots that it takes: grants of which something is unused, requested or being sent.
     pub(crate) slots: u64,

@@ -1,4 +1,4 @@
-//! How fast bytes have been moving lately, and how quickly pieces came.
+//! How fast bytes have been moving lately, and how long things took.
 
 use std::time::Duration;
 
@@ -64,6 +64,21 @@ impl Quickest {
     /// `None` before the first.
     pub(crate) fn get(&self) -> Option<Duration> {
         self.now.into_iter().chain(self.before).min()
+    }
+}
+
+/// How long something usually takes: smoothed as TCP does its round trips (RFC 6298, section 2).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usual(Option<Duration>);
+
+impl Usual {
+    pub(crate) fn add(&mut self, took: Duration) {
+        self.0 = Some(self.0.map_or(took, |usual| usual * 7 / 8 + took / 8));
+    }
+
+    /// Zero before the first.
+    pub(crate) fn get(&self) -> Duration {
+        self.0.unwrap_or_default()
     }
 }
 

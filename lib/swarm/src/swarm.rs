@@ -22,7 +22,7 @@ use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
 use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
 use crate::dense::{ConnIndex, ConnMap, ConnSet};
-use crate::rate::{Quickest, Rate};
+use crate::rate::{Quickest, Rate, Usual};
 use crate::torrent::{Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
@@ -94,8 +94,13 @@ pub struct Swarm {
     /// Bytes received and not verified.
     unverified_bytes: u64,
     rate_in: Rate,
+    rate_out: Rate,
     /// From the first request for a piece to its last block.
     quickest: Quickest,
+    /// From a grant of ours to the first request for it: a round trip, with what waits in queues on the way.
+    answer: Usual,
+    /// Bytes of the slot handed out last.
+    slot_bytes: u64,
     /// Connections whose peers would request something from us.
     wanting: ConnSet,
     /// Connections with a grant, or with blocks that have not left.
@@ -154,7 +159,10 @@ impl Swarm {
             requested_bytes: 0,
             unverified_bytes: 0,
             rate_in: Rate::default(),
+            rate_out: Rate::default(),
             quickest: Quickest::default(),
+            answer: Usual::default(),
+            slot_bytes: 0,
             wanting: ConnSet::default(),
             serving: ConnSet::default(),
             slots_used: 0,

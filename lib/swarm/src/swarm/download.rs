@@ -6,6 +6,7 @@ use rand::RngExt as _;
 use shoal_meta::{BlockRef, PieceIndex};
 
 use super::Swarm;
+use super::upload::under_way;
 use crate::connection::{DEPTH_MIN, EXPIRED_MAX};
 use crate::dense::{ConnIndex, ConnSet};
 use crate::picker::{self, View};
@@ -91,7 +92,6 @@ impl Swarm {
     /// Tells whether more may be in flight, from near or from far peers: enough to keep the path full, and no more, so that
     /// slots elsewhere are not held by one who cannot use them. Far ones have room of their own: what they grant comes
     /// later, when near ones have taken all the room, and a whole zone waits for it.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
     fn has_room(&self, far: bool) -> bool {
         let inflight = self.requested_bytes + self.unverified_bytes;
         let far_bytes = self.far_bytes();
@@ -99,9 +99,10 @@ impl Swarm {
         let leeching = self.torrents.values().filter(|torrent| torrent.is_leech());
         let longest = leeching.map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
         let few = longest * u64::from(self.config.inflight_pieces);
-        let delay = self.quickest.get().unwrap_or_default().as_secs_f64();
-        let path = self.rate_in.get(self.now) * delay * INFLIGHT_GAIN;
-        inflight + longest <= self.config.inflight_bytes_max.max(longest) && (here < few || here < path as u64)
+        let rate = self.rate_in.get(self.now);
+        let few = few + under_way(rate, self.answer.get()).min(few);
+        let path = under_way(rate * INFLIGHT_GAIN, self.quickest.get().unwrap_or_default());
+        inflight + longest <= self.config.inflight_bytes_max.max(longest) && here < few.max(path)
     }
 
     /// Bytes requested of far peers.

@@ -1,5 +1,7 @@
 //! What we serve: interest, slots, requests of peers, blocks given to the driver.
 
+use std::time::Duration;
+
 use shoal_meta::BlockRef;
 
 use super::{SEND_WINDOW_BLOCKS, Swarm};
@@ -19,6 +21,7 @@ impl Swarm {
                 self.wanting.insert(conn);
             } else {
                 state.up.granted = 0;
+                state.up.offered_at = None;
                 self.wanting.remove(conn);
                 self.note_serving(conn);
                 self.tell_all_news(conn);
@@ -30,18 +33,29 @@ impl Swarm {
 
     /// Gives free slots to interested peers, as the policy says.
     pub(super) fn hand_out_slots(&mut self) {
-        if self.wanting.is_empty() || !self.choker.has_free(self.slots_used) {
+        if self.wanting.is_empty() {
+            return;
+        }
+        let used = self.slots_used.saturating_sub(self.slots_under_way());
+        if !self.choker.has_free(used) {
             return;
         }
         let mut concerned = self.wanting.clone();
         concerned.extend(&self.serving);
         let mut views: Vec<View> = concerned.iter().map(|conn| self.view(conn)).collect();
-        for decision in self.choker.decide(self.now, &mut views, &mut self.rng) {
+        for decision in self.choker.decide(self.now, used, &mut views, &mut self.rng) {
             match decision {
                 Decision::Grant(conn, slots) => self.grant(conn, slots),
                 Decision::Choke(conn) => self.choke(conn),
             }
         }
+    }
+
+    /// Slots whose peers have not had the time to ask: the uplink sends on while a grant and its request are under way. On a
+    /// slow link with deep queues that is as much as a slot takes to be sent.
+    fn slots_under_way(&self) -> u64 {
+        let bytes = under_way(self.rate_out.get(self.now), self.answer.get());
+        (bytes / self.slot_bytes.max(1)).min(u64::from(self.config.upload_slots))
     }
 
     /// How a peer that wants something, or is being served, looks to the choker.
@@ -87,6 +101,8 @@ impl Swarm {
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
         state.up.granted = state.up.granted.saturating_add(pieces);
         state.up.granted_at = Some(self.now);
+        state.up.offered_at.get_or_insert(self.now);
+        self.slot_bytes = u64::from(pieces) * state.up.piece_length;
         self.note_serving(conn);
         self.tell_all_news(conn);
         self.send(conn, Message::Unchoke { pieces });
@@ -96,6 +112,7 @@ impl Swarm {
         let Some(state) = self.conns.get_mut(conn) else { return };
         if state.up.granted > 0 {
             state.up.granted = 0;
+            state.up.offered_at = None;
             // Whoever is there and still wants something says so again.
             state.up.interested = false;
             self.wanting.remove(conn);
@@ -134,6 +151,9 @@ impl Swarm {
             Some((key, blocks)) if room => {
                 state.up.granted -= 1;
                 state.up.granted_at = Some(self.now);
+                if let Some(offered_at) = state.up.offered_at.take() {
+                    self.answer.add(self.now.since(offered_at));
+                }
                 for block in blocks {
                     state.up.queued_bytes += u64::from(block.length);
                     state.up.queue.push_back((key, block));
@@ -234,8 +254,15 @@ impl Swarm {
         state.up.sending = state.up.sending.saturating_sub(1);
         state.up.queued_bytes = state.up.queued_bytes.saturating_sub(u64::from(block.length));
         state.up.rate.add(now, u64::from(block.length));
+        self.rate_out.add(now, u64::from(block.length));
         self.dirty.sending.insert(conn);
         self.dirty.slots = true;
         self.note_serving(conn);
     }
+}
+
+/// The bytes that a rate in bytes per second moves within a time.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
+pub(super) fn under_way(rate: f64, time: Duration) -> u64 {
+    (rate * time.as_secs_f64()) as u64
 }
