@@ -77,10 +77,10 @@ impl Choker {
         }
     }
 
-    /// Tells whether there is anything to decide when so many slots are taken.
-    pub(crate) fn has_free(&self, used: u64) -> bool {
+    /// Tells whether there is anything to decide when so many slots are taken, and so many more may be.
+    pub(crate) fn has_free(&self, used: u64, more: u64) -> bool {
         match self {
-            Self::Cluster { slots } => used < *slots,
+            Self::Cluster { slots } => used < *slots + more,
             Self::Reciprocal(_) => true,
         }
     }
@@ -90,11 +90,18 @@ impl Choker {
         matches!(self, Self::Reciprocal(_))
     }
 
-    /// Decides after something changed: interest, what is outstanding, or the time. Pass how many slots count as taken, and
-    /// every connection whose peer is interested or being served.
-    pub(crate) fn decide(&mut self, now: Time, used: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+    /// Decides after something changed: interest, what is outstanding, or the time. Pass how many slots are taken, how many
+    /// more than usual may be, and every connection whose peer is interested or being served.
+    pub(crate) fn decide(
+        &mut self,
+        now: Time,
+        used: u64,
+        more: u64,
+        views: &mut [View],
+        rng: &mut Pcg64,
+    ) -> Vec<Decision> {
         match self {
-            Self::Cluster { slots } => cluster(slots.saturating_sub(used), views, rng),
+            Self::Cluster { slots } => cluster((*slots + more).saturating_sub(used), views, rng),
             Self::Reciprocal(state) => state.decide(now, views, rng),
         }
     }
@@ -225,7 +232,7 @@ mod tests {
 
     fn decide(choker: &mut Choker, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
         let used = views.iter().map(|view| view.slots).sum();
-        choker.decide(now, used, views, rng)
+        choker.decide(now, used, 0, views, rng)
     }
 
     fn at(seconds: u64) -> Time {

@@ -76,9 +76,9 @@ impl Usual {
         self.0 = Some(self.0.map_or(took, |usual| usual * 7 / 8 + took / 8));
     }
 
-    /// Zero before the first.
-    pub(crate) fn get(&self) -> Duration {
-        self.0.unwrap_or_default()
+    /// `None` before the first.
+    pub(crate) fn get(&self) -> Option<Duration> {
+        self.0
     }
 }
 

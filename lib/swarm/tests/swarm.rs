@@ -37,6 +37,17 @@ fn a_lone_leecher_keeps_the_path_full() {
 }
 
 #[test]
+fn slots_that_are_under_way_do_not_idle_the_uplink() {
+    let mut net = Net::with(2, 200, Config { upload_slots: 1, ..Config::default() });
+    net.latency = Duration::from_millis(50);
+    net.seed(0);
+    net.leech(1);
+    net.connect(1, 0);
+    // A grant, its request and the piece take 121 ms: one at a time would take 24 s.
+    net.run_until("complete", 18, |net| net.is_complete(1));
+}
+
+#[test]
 fn leechers_swap_pieces_so_that_the_origin_sends_about_one_copy() {
     let mut net = Net::new(9, 200);
     let full = Bitfield::full(&net.geometry);

@@ -14,9 +14,6 @@ use crate::torrent::{Active, Stage};
 use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
-/// How many times the path's measured bandwidth-delay product may be in flight, once that is more than a few pieces: twice,
-/// so that it can grow (BBR's start-up, Cardwell et al. 2016).
-const INFLIGHT_GAIN: f64 = 2.0;
 /// Most pieces asked of one peer at a time; what is in flight in all is bounded by the configuration.
 const DEPTH_MAX: u32 = 256;
 /// After this many snubs in a row without a block a peer is given up.
@@ -98,10 +95,12 @@ impl Swarm {
         let here = if far { far_bytes } else { inflight - far_bytes };
         let leeching = self.torrents.values().filter(|torrent| torrent.is_leech());
         let longest = leeching.map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
-        let few = longest * u64::from(self.config.inflight_pieces);
         let rate = self.rate_in.get(self.now);
-        let few = few + under_way(rate, self.answer.get()).min(few);
-        let path = under_way(rate * INFLIGHT_GAIN, self.quickest.get().unwrap_or_default());
+        let least = u64::from(self.config.inflight_pieces);
+        // Whole pieces: a byte more lets in a whole piece, and that is one too many where nothing is under way for long.
+        let more = (under_way(rate, self.answer.get()) / longest.max(1)).min(least);
+        let few = longest * (least + more);
+        let path = under_way(rate, self.quickest.get());
         inflight + longest <= self.config.inflight_bytes_max.max(longest) && here < few.max(path)
     }
 

@@ -36,14 +36,14 @@ impl Swarm {
         if self.wanting.is_empty() {
             return;
         }
-        let used = self.slots_used.saturating_sub(self.slots_under_way());
-        if !self.choker.has_free(used) {
+        let (used, more) = (self.slots_used, self.slots_under_way());
+        if !self.choker.has_free(used, more) {
             return;
         }
         let mut concerned = self.wanting.clone();
         concerned.extend(&self.serving);
         let mut views: Vec<View> = concerned.iter().map(|conn| self.view(conn)).collect();
-        for decision in self.choker.decide(self.now, used, &mut views, &mut self.rng) {
+        for decision in self.choker.decide(self.now, used, more, &mut views, &mut self.rng) {
             match decision {
                 Decision::Grant(conn, slots) => self.grant(conn, slots),
                 Decision::Choke(conn) => self.choke(conn),
@@ -261,8 +261,12 @@ impl Swarm {
     }
 }
 
-/// The bytes that a rate in bytes per second moves within a time.
+/// How many times what the measured rate moves may be under way: twice, so that the rate can grow (BBR's start-up, Cardwell
+/// et al. 2016).
+const GROWTH: f64 = 2.0;
+
+/// The bytes that may be under way at a rate in bytes per second on a path that takes a time; none before it is measured.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
-pub(super) fn under_way(rate: f64, time: Duration) -> u64 {
-    (rate * time.as_secs_f64()) as u64
+pub(super) fn under_way(rate: f64, time: Option<Duration>) -> u64 {
+    (rate * GROWTH * time.unwrap_or_default().as_secs_f64()) as u64
 }

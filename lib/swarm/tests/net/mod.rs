@@ -1,4 +1,4 @@
-//! A handful of swarms joined by ideal links in virtual time: every frame takes 1 ms, a block as long as its sender's rate
+//! A handful of swarms joined by ideal links in virtual time: every frame takes 1 ms unless said, a block as long as its sender's rate
 //! says. Stores verify at once. For facts about the protocol; whole swarms are the simulator's.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
@@ -10,8 +10,6 @@ use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role,
 use shoal_swarm::wire::{BlockHeader, Message, WireBlock};
 use shoal_swarm::{BlockOutcome, Config, ConnId, DisconnectReason, Event, Frame, OpenTorrent, Swarm, Time, TorrentKey};
 
-const LATENCY: Duration = Duration::from_millis(1);
-
 pub(crate) type Node = usize;
 
 pub(crate) struct Net {
@@ -21,6 +19,8 @@ pub(crate) struct Net {
     pub(crate) geometry: Geometry,
     /// Bytes per second a node sends.
     pub(crate) rate: f64,
+    /// How long a frame takes.
+    pub(crate) latency: Duration,
     /// Frames sent from node to node, payload left out.
     pub(crate) sent: Vec<(Node, Node, Frame)>,
     pub(crate) disconnects: Vec<(Node, Node, DisconnectReason)>,
@@ -68,6 +68,7 @@ impl Net {
             digest: Digest::sha256_of(b"the blob"),
             geometry: Geometry::new(pieces * 262_144, 262_144).unwrap(),
             rate: 12.5e6,
+            latency: Duration::from_millis(1),
             sent: Vec::new(),
             disconnects: Vec::new(),
             events: Vec::new(),
@@ -142,7 +143,7 @@ impl Net {
 
     /// Puts a message on the wire as if a node had sent it.
     pub(crate) fn forge(&mut self, from: Node, conn: ConnId, message: Message) {
-        self.deliver(from, conn, Frame::Control(message), LATENCY);
+        self.deliver(from, conn, Frame::Control(message), self.latency);
     }
 
     pub(crate) fn view(&self, node: Node) -> shoal_swarm::TorrentView {
@@ -225,7 +226,7 @@ impl Net {
             while let Some(transmit) = self.nodes[node].poll_transmit() {
                 match transmit.frame {
                     Frame::Block { torrent, block } => self.send_block(node, transmit.conn, torrent, block),
-                    frame @ Frame::Control(_) => self.deliver(node, transmit.conn, frame, LATENCY),
+                    frame @ Frame::Control(_) => self.deliver(node, transmit.conn, frame, self.latency),
                 }
             }
             while let Some(event) = self.nodes[node].poll_event() {
@@ -242,7 +243,7 @@ impl Net {
         let end = start + Duration::from_secs_f64(f64::from(block.length) / self.rate);
         self.busy.insert(node, end);
         if !self.silent.contains(&node) {
-            self.deliver(node, conn, Frame::Block { torrent, block }, end.since(self.now) + LATENCY);
+            self.deliver(node, conn, Frame::Block { torrent, block }, end.since(self.now) + self.latency);
         }
         self.order += 1;
         self.queue.insert((end, self.order), Delivery::Sent(node, conn, block));
