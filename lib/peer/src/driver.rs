@@ -105,7 +105,9 @@ impl Driver {
             Input::Disconnected(conn) => self.disconnected(now, conn),
             Input::Message(conn, message) => self.swarm.handle_message(now, conn, message),
             Input::Block { conn, header, payload, _place } => self.block(now, conn, header, payload),
-            Input::BlockSent { conn, block } => self.swarm.handle_block_sent(now, conn, block),
+            Input::BlocksSent { conn, blocks } => {
+                blocks.into_iter().for_each(|block| self.swarm.handle_block_sent(now, conn, block));
+            }
             Input::Written { torrent, piece, job, received, result } => {
                 self.written(now, torrent, piece, job, &received, result);
             }

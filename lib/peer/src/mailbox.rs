@@ -38,8 +38,8 @@ pub(crate) enum Input {
         /// Bounds the blocks of one connection that wait here.
         _place: OwnedSemaphorePermit,
     },
-    /// A block left, or could not be read and was rejected.
-    BlockSent { conn: ConnId, block: BlockRef },
+    /// Blocks left, or could not be read and were rejected.
+    BlocksSent { conn: ConnId, blocks: Vec<BlockRef> },
     /// The store is done with a piece from peers, as a job of this number.
     Written {
         torrent: TorrentKey,

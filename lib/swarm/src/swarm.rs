@@ -30,8 +30,8 @@ use crate::{
 };
 use discovery::Discovery;
 
-/// Blocks given to the driver and not yet reported sent, at most, per connection.
-pub const SEND_WINDOW_BLOCKS: usize = 2;
+/// Blocks given to the driver and not yet reported sent, at most, per connection; only a fast one has more than two.
+pub const SEND_WINDOW_BLOCKS: usize = 16;
 
 /// What [`Swarm::open`] needs to know of a torrent.
 #[derive(Clone, Debug)]
