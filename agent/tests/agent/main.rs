@@ -8,3 +8,4 @@ mod fallback;
 mod rig;
 mod serve;
 mod swarm;
+mod warm;
