@@ -126,21 +126,36 @@ impl Blobs {
     /// # Errors
     /// With what upstream says to this access, or why nobody can be asked.
     pub(crate) async fn open(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
-        if let Some(opened) = self.held(access, digest).await? {
-            if let Opened::Arriving(download) = &opened {
-                download.renew(access)?;
-                download.want();
-            }
-            return Ok(opened);
-        }
-        let opened = match self.open_warm(access, digest).await? {
-            Some(opened) => opened,
-            None => self.opening(access, digest).await?,
-        };
+        let opened = self.find_or_begin(access, digest).await?;
         if let Opened::Arriving(download) = &opened {
             download.want();
         }
         Ok(opened)
+    }
+
+    /// Opens a blob of which only a little may be wanted: a download that this begins fetches nothing by itself, and none
+    /// is begun where no origin could tell what its pieces are.
+    ///
+    /// # Errors
+    /// With what upstream says to this access, or why nobody can be asked.
+    pub(crate) async fn peek(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
+        if self.origins.is_up() || self.find(digest).is_some() {
+            return self.find_or_begin(access, digest).await;
+        }
+        self.length(access, digest).await.map(|length| Opened::Upstream { length })
+    }
+
+    async fn find_or_begin(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
+        if let Some(opened) = self.held(access, digest).await? {
+            if let Opened::Arriving(download) = &opened {
+                download.renew(access)?;
+            }
+            return Ok(opened);
+        }
+        match self.open_warm(access, digest).await? {
+            Some(opened) => Ok(opened),
+            None => self.opening(access, digest).await,
+        }
     }
 
     /// Gives the blob if it is here or on its way, and the access covers it. Starts nothing.
@@ -259,7 +274,7 @@ impl Blobs {
         }
     }
 
-    /// Begins the download, unless another has in the meantime.
+    /// Begins the download, unless another has in the meantime. It fetches what it is told to.
     async fn begin(
         self: &Arc<Self>,
         access: &Access,

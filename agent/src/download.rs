@@ -4,17 +4,18 @@
 //! committed or its torrent fails, whatever becomes of the clients that asked for it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shoal_meta::{Digest, Geometry, PieceIndex};
+use shoal_meta::{Bitfield, Digest, Geometry, PieceIndex};
 use shoal_peer::{Node, Torrent, TorrentError};
 use shoal_registry::{Access, UpstreamError};
 use shoal_store::{ExtendError, Partial, Source};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::origin::{Feed, Origins, Update};
@@ -23,6 +24,13 @@ use crate::origin::{Feed, Origins, Update};
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 /// The longest pause before the origin is asked for metainfo again.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long a small range may wait for pieces that nobody has published: the origin is still fetching them.
+const UNPUBLISHED_PATIENCE: Duration = Duration::from_millis(50);
+/// How long it may wait for pieces that are published, so that some peer or the origin has them.
+const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
+/// A blob of which small ranges have touched one piece in so many is fetched whole: the rest is likely to be read as well,
+/// and half of a blob can only be read here, while a whole one is kept and seeded.
+const WHOLE_FROM_ONE_IN: u32 = 4;
 
 /// A blob on its way in.
 #[derive(Debug)]
@@ -63,13 +71,17 @@ pub(crate) enum Link {
     Away,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Readers {
     next: u64,
     /// The piece each reader is at.
     at: BTreeMap<u64, u32>,
     /// A client asked for the blob: it is completed even if the client leaves.
     wanted: bool,
+    /// Every piece is fetched, and not only those that small ranges touched.
+    whole: bool,
+    /// The pieces that small ranges touched.
+    touched: Bitfield,
 }
 
 /// Why a reader gets no more bytes from here.
@@ -86,12 +98,18 @@ impl Download {
         let link = if feed.is_some() { Link::Live } else { Link::Asking };
         Arc::new(Self {
             digest: partial.digest(),
+            readers: Mutex::new(Readers {
+                next: 0,
+                at: BTreeMap::new(),
+                wanted: false,
+                whole: false,
+                touched: Bitfield::empty(&partial.geometry()),
+            }),
             partial,
             access: Mutex::new(access),
             joined: watch::Sender::new(Joined::Joining),
             link: watch::Sender::new(link),
             exhausted: watch::Sender::new(None),
-            readers: Mutex::default(),
             readers_changed: Notify::new(),
             over: CancellationToken::new(),
         })
@@ -130,7 +148,57 @@ impl Download {
     /// A client asked for the blob itself, not for a layer below it.
     pub(crate) fn want(&self) {
         self.lock().wanted = true;
+        self.fetch_whole();
         self.readers_changed.notify_waiters();
+    }
+
+    /// Fetches every piece from now on.
+    pub(crate) fn fetch_whole(&self) {
+        if !std::mem::replace(&mut self.lock().whole, true) {
+            self.tell_torrent();
+        }
+    }
+
+    /// Fetches what a client asked of a blob of which it reads small ranges; tells whether that came soon.
+    pub(crate) async fn fetch_ranges(&self, ranges: &[Range<u64>]) -> bool {
+        let geometry = self.geometry();
+        let pieces: Vec<_> = geometry
+            .pieces()
+            .filter(|piece| ranges.iter().any(|range| overlap(range, &geometry.piece_range(*piece))))
+            .collect();
+        {
+            let mut readers = self.lock();
+            pieces.iter().for_each(|piece| _ = readers.touched.insert(*piece));
+            readers.whole |= readers.touched.count() >= geometry.piece_count().div_ceil(WHOLE_FROM_ONE_IN);
+        }
+        self.tell_torrent();
+        let come = async {
+            let Some(torrent) = self.torrent().await else { return false };
+            for piece in &pieces {
+                if torrent.wait_piece(*piece).await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        let mut come = std::pin::pin!(come);
+        if let Ok(come) = timeout(UNPUBLISHED_PATIENCE, &mut come).await {
+            return come;
+        }
+        let metainfo = self.partial.metainfo();
+        let published = pieces.iter().all(|piece| metainfo.hash(*piece).is_some());
+        published && timeout(PUBLISHED_PATIENCE, come).await.unwrap_or(false)
+    }
+
+    /// Tells the torrent, once there is one, what to fetch.
+    fn tell_torrent(&self) {
+        let Joined::Torrent(torrent) = &*self.joined.borrow() else { return };
+        let readers = self.lock();
+        if readers.whole {
+            torrent.want_whole();
+        } else {
+            readers.touched.iter().for_each(|piece| torrent.want_piece(piece));
+        }
     }
 
     /// Whether a client asked for the blob itself.
@@ -142,6 +210,10 @@ impl Download {
     pub(crate) fn needed(&self) -> Option<PieceIndex> {
         let have = self.partial.have();
         let readers = self.lock();
+        if !readers.whole {
+            // Small ranges are read when their pieces are here, or past the store.
+            return None;
+        }
         let of_readers = readers.at.values().filter_map(|at| have.first_missing(*at)).min();
         let needed = of_readers.or_else(|| readers.wanted.then(|| have.first_missing(0)).flatten());
         needed.and_then(|index| self.geometry().piece(index))
@@ -175,9 +247,10 @@ impl Download {
         if let Err(error) = self.partial.recheck().await {
             tracing::warn!(digest = %self.digest, %error, "cannot verify what was left of a blob");
         }
-        match node.join(self.partial.clone()).await {
+        match node.join_lazily(self.partial.clone()).await {
             Ok(torrent) => {
                 self.joined.send_replace(Joined::Torrent(torrent.clone()));
+                self.tell_torrent();
                 Some(torrent)
             }
             Err(error) => {
@@ -354,6 +427,10 @@ impl Drop for Reader {
         self.download.lock().at.remove(&self.ticket);
         self.download.readers_changed.notify_waiters();
     }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 /// Whether pieces are the same; blocks are cut for the wire only.

@@ -41,7 +41,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 256;
 /// Most bytes buffered of one connection, beside the slice being sent.
 const BUFFER_LENGTH_MAX: usize = 64 * 1024;
-/// A closed range of a blob that is not here is fetched by itself, and not with the whole blob, up to this many bytes.
+/// Closed ranges of up to this many bytes do not make a blob be fetched whole.
 const SMALL_RANGE_MAX: u64 = 1024 * 1024;
 /// Most media types of an `Accept` header that are passed on.
 const ACCEPT_MAX: usize = 64;
@@ -229,8 +229,8 @@ impl Front {
         Ok(builder.body(body(reader, stretches)).expect(VALID))
     }
 
-    /// Lets a small closed range of a blob that is neither here nor on its way be read past the store: a lazy snapshotter
-    /// that peeks into a layer does not want it whole.
+    /// Opens a blob of which a small closed range is wanted, as a lazy snapshotter reads it: only the pieces that the range
+    /// touches are fetched, and when they do not come soon it is read past the store. None when the blob is wanted whole.
     async fn small_range(
         &self,
         access: &Access,
@@ -238,17 +238,25 @@ impl Front {
         wanted: Option<&str>,
     ) -> Result<Option<Opened>, OciError> {
         let Some(wanted) = wanted.filter(|wanted| !wanted.trim_end().ends_with('-')) else { return Ok(None) };
-        if self.blobs.held(access, digest).await.map_err(told)?.is_some() {
-            return Ok(None);
-        }
-        let Ok(length) = self.blobs.length(access, digest).await else { return Ok(None) };
-        let bytes: u64 = match range::parse(wanted, length) {
-            RangeSet::Single(range) => range.end - range.start,
-            RangeSet::Multi(ranges) => ranges.iter().map(|range| range.end - range.start).sum(),
-            RangeSet::Whole | RangeSet::Unsatisfiable => return Ok(None),
+        let opened = self.blobs.peek(access, digest).await.map_err(told)?;
+        let length = opened.length();
+        let ranges = match range::parse(wanted, length) {
+            RangeSet::Single(range) => vec![range],
+            RangeSet::Multi(ranges) => ranges,
+            RangeSet::Unsatisfiable => return Ok(Some(opened)),
+            RangeSet::Whole => return Ok(None),
         };
+        let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         if bytes > SMALL_RANGE_MAX || bytes >= length {
             return Ok(None);
+        }
+        let soon = match &opened {
+            Opened::Stored(_) => true,
+            Opened::Arriving(download) => download.fetch_ranges(&ranges).await,
+            Opened::Upstream { .. } => false,
+        };
+        if soon {
+            return Ok(Some(opened));
         }
         self.counters().fell_back(Fallback::SmallRange);
         Ok(Some(Opened::Upstream { length }))

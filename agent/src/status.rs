@@ -69,7 +69,7 @@ pub struct TorrentStatus {
     pub pieces: u32,
     /// Pieces whose hash is known.
     pub known: u32,
-    /// Whether a client asked for it; else it is fetched ahead.
+    /// Whether a client asked for all of it; else it is fetched ahead, or read in small ranges.
     pub wanted: bool,
 }
 

@@ -186,6 +186,7 @@ impl Blobs {
         match self.open_ahead(access, digest).await {
             // One that a client came to want makes room for the next.
             Ok(Opened::Arriving(download)) => loop {
+                download.fetch_whole();
                 let changed = download.readers_changed();
                 if download.over.is_cancelled() || download.is_wanted() {
                     break;

@@ -5,6 +5,7 @@
 mod ahead;
 mod authorize;
 mod fallback;
+mod ranges;
 mod rig;
 mod serve;
 mod swarm;
