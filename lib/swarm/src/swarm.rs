@@ -13,7 +13,7 @@ mod timers;
 mod upload;
 mod zones;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
@@ -21,7 +21,7 @@ use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
 
 use crate::choker::Choker;
 use crate::connection::{Connection, RemoteState};
-use crate::dense::{ConnIndex, ConnMap, ConnSet};
+use crate::dense::{ConnIds, ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate, Usual};
 use crate::torrent::{Member, Reader, Torrent};
 use crate::wire::Message;
@@ -83,7 +83,7 @@ pub struct Swarm {
     /// Connections to peers in other zones.
     far: ConnSet,
     /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
-    by_id: HashMap<ConnId, ConnIndex>,
+    by_id: ConnIds,
     torrents: BTreeMap<TorrentKey, Torrent>,
     by_digest: BTreeMap<Digest, TorrentKey>,
     by_peer: BTreeMap<PeerId, ConnIndex>,
@@ -151,7 +151,7 @@ impl Swarm {
             now: Time::ZERO,
             conns: ConnMap::default(),
             far: ConnSet::default(),
-            by_id: HashMap::new(),
+            by_id: ConnIds::default(),
             torrents: BTreeMap::new(),
             by_digest: BTreeMap::new(),
             by_peer: BTreeMap::new(),
