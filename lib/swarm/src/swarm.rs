@@ -20,9 +20,10 @@ use rand_pcg::Pcg64;
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
 
 use crate::choker::Choker;
-use crate::connection::{Connection, RemoteState};
+use crate::connection::{Connection, Remote};
 use crate::dense::{ConnIds, ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate, Usual};
+use crate::sorted::SortedMap;
 use crate::torrent::{Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
@@ -84,7 +85,7 @@ pub struct Swarm {
     far: ConnSet,
     /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
     by_id: ConnIds,
-    torrents: BTreeMap<TorrentKey, Torrent>,
+    torrents: SortedMap<TorrentKey, Torrent>,
     by_digest: BTreeMap<Digest, TorrentKey>,
     by_peer: BTreeMap<PeerId, ConnIndex>,
     choker: Choker,
@@ -152,7 +153,7 @@ impl Swarm {
             conns: ConnMap::default(),
             far: ConnSet::default(),
             by_id: ConnIds::default(),
-            torrents: BTreeMap::new(),
+            torrents: SortedMap::default(),
             by_digest: BTreeMap::new(),
             by_peer: BTreeMap::new(),
             discovery: Discovery::default(),
@@ -284,6 +285,8 @@ impl Swarm {
     /// The next frame to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if self.transmits.is_empty() {
+            // From the front of its memory again, which is in the cache.
+            self.transmits.clear();
             self.flush();
         }
         let (conn, frame) = self.transmits.pop_front()?;
@@ -488,7 +491,7 @@ impl Swarm {
             }
         }
         assert_eq!(self.slots_used, self.conns.values().map(|conn| conn.up.slots).sum::<u64>(), "upload slots");
-        for (key, torrent) in &self.torrents {
+        for (key, torrent) in self.torrents.iter() {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
             for (at, member) in torrent.members.iter() {
                 assert!(self.conns[at].shared.contains(key), "{at:?} knows {key:?}");
@@ -515,7 +518,7 @@ impl Swarm {
         let remotes = &self.conns.get(conn)?.remotes;
         remotes
             .iter()
-            .find(|(_, remote)| remote.digest == *digest && matches!(remote.state, RemoteState::Waiting(_)))
+            .find(|(_, remote)| matches!(remote, Remote::Waiting(waiting) if waiting.digest == *digest))
             .map(|(alias, _)| *alias)
     }
 }
