@@ -1,12 +1,12 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
+use shoal_meta::{Bitfield, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
 use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, Waiting};
 use crate::dense::ConnIndex;
 use crate::torrent::Member;
-use crate::wire::{Alias, LIST_LENGTH_MAX, Message};
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Opened};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
 impl Swarm {
@@ -84,9 +84,7 @@ impl Swarm {
         let Some(&conn) = self.by_id.get(&conn) else { return };
         let result = match message {
             Message::Hello { .. } => Err(Violation::OutOfPlace),
-            Message::OpenTorrent { alias, digest, geometry, have } => {
-                self.remote_opened(conn, alias, digest, geometry, have)
-            }
+            Message::OpenTorrent(open) => self.remote_opened(conn, *open),
             Message::CloseTorrent { alias } => self.remote_closed(conn, alias),
             Message::Have { alias, pieces } => self.remote_has(conn, alias, &pieces),
             Message::HaveAll { alias } => self.remote_has_all(conn, alias),
@@ -97,12 +95,12 @@ impl Swarm {
             Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),
             Message::Reject { alias, blocks } => self.rejected(conn, alias, &blocks),
             Message::Cancel { alias, blocks } => self.cancelled(conn, alias, &blocks),
-            Message::PeerExchange { digest, peers, query } => {
-                self.exchanged(conn, digest, peers, query);
+            Message::PeerExchange(exchange) => {
+                self.exchanged(conn, *exchange);
                 Ok(())
             }
-            Message::FindPeers { digest, hops, query } => {
-                self.asked_for_peers(conn, digest, hops, query);
+            Message::FindPeers(find) => {
+                self.asked_for_peers(conn, *find);
                 Ok(())
             }
         };
@@ -119,7 +117,7 @@ impl Swarm {
         }
         let have = if torrent.super_seed.is_some() { Bitfield::empty(&torrent.geometry) } else { torrent.have.clone() };
         let (digest, geometry) = (torrent.digest, torrent.geometry);
-        self.send(conn, Message::OpenTorrent { alias: key.alias(), digest, geometry, have });
+        self.send(conn, Opened { alias: key.alias(), digest, geometry, have }.into());
     }
 
     /// Tells a peer what we got between our OpenTorrent and its own: only members are told as it comes.
@@ -146,14 +144,8 @@ impl Swarm {
         }
     }
 
-    fn remote_opened(
-        &mut self,
-        conn: ConnIndex,
-        alias: Alias,
-        digest: Digest,
-        geometry: Geometry,
-        have: Bitfield,
-    ) -> Result<(), Violation> {
+    fn remote_opened(&mut self, conn: ConnIndex, open: Opened) -> Result<(), Violation> {
+        let Opened { alias, digest, geometry, have } = open;
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         if state.remotes.contains_key(&alias) {
             return Err(Violation::OutOfPlace);
