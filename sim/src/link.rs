@@ -78,13 +78,13 @@ pub(crate) fn control_length(message: &Message) -> u64 {
     FRAME
         + match message {
             Message::Hello { .. } => 80,
-            Message::OpenTorrent { have, .. } => 90 + u64::from(have.length() / 8),
+            Message::OpenTorrent(open) => 90 + u64::from(open.have.length() / 8),
             Message::Have { pieces, .. } => 3 + 2 * pieces.len() as u64,
             Message::Request { blocks, .. } | Message::Reject { blocks, .. } | Message::Cancel { blocks, .. } => {
                 3 + 12 * blocks.len() as u64
             }
-            Message::PeerExchange { peers, .. } => 73 + 50 * peers.len() as u64,
-            Message::FindPeers { .. } => 84,
+            Message::PeerExchange(exchange) => 73 + 50 * exchange.peers.len() as u64,
+            Message::FindPeers(_) => 84,
             Message::CloseTorrent { .. }
             | Message::HaveAll { .. }
             | Message::Interested

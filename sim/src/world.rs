@@ -367,7 +367,7 @@ fn slot(key: usize) -> u32 {
 fn message_kind(message: &Message) -> u32 {
     match message {
         Message::Hello { .. } => 32,
-        Message::OpenTorrent { have, .. } => 33 | have.count() << 8,
+        Message::OpenTorrent(open) => 33 | open.have.count() << 8,
         Message::CloseTorrent { .. } => 34,
         Message::Have { pieces, .. } => 35 | pieces.first().copied().unwrap_or_default() << 8,
         Message::Interested => 36,
@@ -377,8 +377,8 @@ fn message_kind(message: &Message) -> u32 {
         Message::Request { blocks, .. } => 40 | blocks.first().map_or(0, |block| block.piece) << 8,
         Message::Reject { blocks, .. } => 41 | blocks.first().map_or(0, |block| block.piece) << 8,
         Message::Cancel { blocks, .. } => 42 | blocks.first().map_or(0, |block| block.piece) << 8,
-        Message::PeerExchange { .. } => 43,
-        Message::FindPeers { .. } => 44,
+        Message::PeerExchange(_) => 43,
+        Message::FindPeers(_) => 44,
         Message::HaveAll { .. } => 45,
     }
 }

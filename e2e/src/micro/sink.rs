@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use rand::Rng as _;
 use shoal_meta::{Bitfield, Metainfo, PeerId, PeerInfo, Role, Topology};
-use shoal_swarm::wire::{self, Alias, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock};
+use shoal_swarm::wire::{self, Alias, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, Opened, WireBlock};
 
 const READ_BYTES: usize = 256 * 1024;
 const ALIAS: Alias = Alias(1);
@@ -58,9 +58,9 @@ impl<'a> Leecher<'a> {
         };
         let geometry = metainfo.geometry();
         let mut out = Vec::new();
-        wire::encode_control(&Message::Hello { version: wire::VERSION, peer }, &mut out);
+        wire::encode_control(&Message::Hello { version: wire::VERSION, peer: Box::new(peer) }, &mut out);
         let have = Bitfield::empty(&geometry);
-        let open = Message::OpenTorrent { alias: ALIAS, digest: metainfo.digest(), geometry, have };
+        let open = Opened { alias: ALIAS, digest: metainfo.digest(), geometry, have }.into();
         wire::encode_control(&open, &mut out);
         wire::encode_control(&Message::Interested, &mut out);
         stream.write_all(&out)?;

@@ -145,7 +145,7 @@ async fn shake_hands(
 ) -> Result<PeerInfo, ConnError> {
     let hello = async {
         let mut out = Vec::new();
-        wire::encode_control(&Message::Hello { version: wire::VERSION, peer: net.me.clone() }, &mut out);
+        wire::encode_control(&Message::Hello { version: wire::VERSION, peer: Box::new(net.me.clone()) }, &mut out);
         send::write_all(write, &out, &[]).await?;
         read_hello(read).await
     };
@@ -175,7 +175,7 @@ async fn read_hello(read: &mut (impl AsyncRead + Unpin)) -> Result<(u32, PeerInf
     let mut body = vec![0; length as usize];
     read.read_exact(&mut body).await?;
     match wire::decode_control(&body)? {
-        Some(Message::Hello { version, peer }) => Ok((version, peer)),
+        Some(Message::Hello { version, peer }) => Ok((version, *peer)),
         Some(_) | None => Err(ConnError::NoHello),
     }
 }

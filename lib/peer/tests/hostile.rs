@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rig::{MIB, Rig, config, content, soon, start, until};
 use shoal_meta::{Bitfield, PeerId, PeerInfo, Role, Topology};
-use shoal_swarm::wire::{self, Alias, Header, Message};
+use shoal_swarm::wire::{self, Alias, Header, Message, Opened};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -21,7 +21,7 @@ impl Rogue {
 
     async fn greet(node: &Rig, id: u8) -> Self {
         let mut rogue = Self::dial(node).await;
-        rogue.say(&Message::Hello { version: wire::VERSION, peer: me(id) }).await;
+        rogue.say(&Message::Hello { version: wire::VERSION, peer: Box::new(me(id)) }).await;
         rogue
     }
 
@@ -94,7 +94,7 @@ async fn one_who_says_nothing_is_let_go() {
 async fn another_version_is_not_spoken_to() {
     let node = start(config()).await;
     let mut rogue = Rogue::dial(&node).await;
-    rogue.say(&Message::Hello { version: 999, peer: me(1) }).await;
+    rogue.say(&Message::Hello { version: 999, peer: Box::new(me(1)) }).await;
     rogue.loses_its_connection().await;
     assert_eq!(node.node.status().connections, 0);
 }
@@ -106,7 +106,7 @@ async fn a_block_nobody_asked_for_loses_its_connection() {
     let content = content(MIB, 1);
     let (digest, geometry) = rig::name(&content);
     let _torrent = node.node.join(node.store.partial(digest, geometry).await.unwrap()).await.unwrap();
-    rogue.say(&Message::OpenTorrent { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }).await;
+    rogue.say(&Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into()).await;
     let block = geometry.blocks(geometry.piece(0).unwrap()).next().unwrap();
     let frame = [&encode(7, block)[..], &content[..block.length as usize]].concat();
     // It may be cut off before it is done.
@@ -126,7 +126,7 @@ async fn a_liar_is_banned_and_the_blob_still_arrives() {
     let (digest, geometry) = (blob.digest(), blob.geometry());
     let mut liar = Rogue::greet(&node, 9).await;
     let alias = Alias(3);
-    liar.say(&Message::OpenTorrent { alias, digest, geometry, have: Bitfield::full(&geometry) }).await;
+    liar.say(&Opened { alias, digest, geometry, have: Bitfield::full(&geometry) }.into()).await;
     liar.say(&Message::Unchoke { pieces: 1 }).await;
     let lie = async {
         loop {
@@ -159,7 +159,7 @@ async fn one_who_floods_and_reads_nothing_is_let_go() {
     node.hold(&content).await;
     let (digest, geometry) = rig::name(&content);
     let mut rogue = Rogue::greet(&node, 1).await;
-    rogue.say(&Message::OpenTorrent { alias: Alias(1), digest, geometry, have: Bitfield::empty(&geometry) }).await;
+    rogue.say(&Opened { alias: Alias(1), digest, geometry, have: Bitfield::empty(&geometry) }.into()).await;
     // Each request is answered by a reject, which it does not read.
     let block = wire::WireBlock { piece: 0, offset: 0, length: 1 };
     let mut flood = Vec::new();

@@ -1,10 +1,11 @@
 //! One connection's state: what the peer has, what we asked of it, what it may ask of us.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerInfo};
 
 use crate::rate::Rate;
+use crate::sorted::{SortedMap, SortedSet};
 use crate::wire::{Alias, WireBlock};
 use crate::{ConnId, Time, TorrentKey};
 
@@ -23,9 +24,9 @@ pub(crate) struct Connection {
     pub(crate) dialled: bool,
     pub(crate) connected_at: Time,
     /// Torrents open at both ends: the peer is a member of each.
-    pub(crate) shared: BTreeSet<TorrentKey>,
+    pub(crate) shared: SortedSet<TorrentKey>,
     /// Torrents the peer opened, by its alias.
-    pub(crate) remotes: BTreeMap<Alias, Box<Remote>>,
+    pub(crate) remotes: SortedMap<Alias, Remote>,
     pub(crate) remote_bytes: usize,
     /// Torrents we opened here.
     pub(crate) opened: BTreeSet<TorrentKey>,
@@ -80,19 +81,19 @@ pub(crate) struct Up {
 
 /// A torrent the peer opened.
 #[derive(Debug)]
-pub(crate) struct Remote {
-    pub(crate) digest: Digest,
-    pub(crate) geometry: Geometry,
-    /// What the peer has; kept with the torrent's members once the torrent is open here too.
-    pub(crate) state: RemoteState,
+pub(crate) enum Remote {
+    /// Not open here; left when it is opened.
+    Waiting(Box<Waiting>),
+    /// Open here under this key, the peer a member; left when it is closed here.
+    Attached(TorrentKey),
 }
 
+/// What the peer said of a torrent it opened.
 #[derive(Debug)]
-pub(crate) enum RemoteState {
-    /// Not open here; left when it is opened.
-    Waiting(Bitfield),
-    /// Open here under this key; left when it is closed here.
-    Attached(TorrentKey),
+pub(crate) struct Waiting {
+    pub(crate) digest: Digest,
+    pub(crate) geometry: Geometry,
+    pub(crate) have: Bitfield,
 }
 
 impl Connection {
@@ -102,8 +103,8 @@ impl Connection {
             peer,
             dialled,
             connected_at: now,
-            shared: BTreeSet::new(),
-            remotes: BTreeMap::new(),
+            shared: SortedSet::default(),
+            remotes: SortedMap::default(),
             remote_bytes: 0,
             opened: BTreeSet::new(),
             down: Down::default(),
@@ -113,9 +114,9 @@ impl Connection {
 
     /// The torrent an alias of the peer stands for, if it is open here.
     pub(crate) fn attached(&self, alias: Alias) -> Option<TorrentKey> {
-        match self.remotes.get(&alias)?.state {
-            RemoteState::Attached(key) => Some(key),
-            RemoteState::Waiting(_) => None,
+        match self.remotes.get(&alias)? {
+            Remote::Attached(key) => Some(*key),
+            Remote::Waiting(_) => None,
         }
     }
 

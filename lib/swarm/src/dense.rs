@@ -3,9 +3,37 @@
 //! Every message looks into several of these, and a node's share of a big simulation is cold in the cache: an array is one
 //! access where a search tree is several.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Index;
 
 use smallvec::SmallVec;
+
+use crate::ConnId;
+
+/// The driver's names of connections, and ours.
+pub(crate) type ConnIds = HashMap<ConnId, ConnIndex, BuildHasherDefault<IdHasher>>;
+
+/// Hashes the driver's names. The driver draws them, not a peer: nobody can choose them to collide, and every message
+/// looks one up, so one multiplication has to do.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        let product = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // The map takes its buckets from the low bits, which the multiplication mixes least.
+        self.0 = product ^ product >> 32;
+    }
+}
 
 /// A connection's place in this swarm; used again when it is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

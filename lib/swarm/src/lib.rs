@@ -13,6 +13,7 @@ mod dense;
 mod event;
 mod picker;
 mod rate;
+mod sorted;
 mod superseed;
 mod swarm;
 mod time;

@@ -13,16 +13,17 @@ mod timers;
 mod upload;
 mod zones;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
 
 use crate::choker::Choker;
-use crate::connection::{Connection, RemoteState};
-use crate::dense::{ConnIndex, ConnMap, ConnSet};
+use crate::connection::{Connection, Remote};
+use crate::dense::{ConnIds, ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate, Usual};
+use crate::sorted::SortedMap;
 use crate::torrent::{Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
@@ -85,8 +86,8 @@ pub struct Swarm {
     /// Connections to peers in other zones.
     far: ConnSet,
     /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
-    by_id: HashMap<ConnId, ConnIndex>,
-    torrents: BTreeMap<TorrentKey, Torrent>,
+    by_id: ConnIds,
+    torrents: SortedMap<TorrentKey, Torrent>,
     by_digest: BTreeMap<Digest, TorrentKey>,
     by_peer: BTreeMap<PeerId, ConnIndex>,
     choker: Choker,
@@ -153,8 +154,8 @@ impl Swarm {
             now: Time::ZERO,
             conns: ConnMap::default(),
             far: ConnSet::default(),
-            by_id: HashMap::new(),
-            torrents: BTreeMap::new(),
+            by_id: ConnIds::default(),
+            torrents: SortedMap::default(),
             by_digest: BTreeMap::new(),
             by_peer: BTreeMap::new(),
             discovery: Discovery::default(),
@@ -299,6 +300,8 @@ impl Swarm {
     /// The next frame to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if self.transmits.is_empty() {
+            // From the front of its memory again, which is in the cache.
+            self.transmits.clear();
             self.flush();
         }
         let (conn, frame) = self.transmits.pop_front()?;
@@ -503,7 +506,7 @@ impl Swarm {
             }
         }
         assert_eq!(self.slots_used, self.conns.values().map(|conn| conn.up.slots).sum::<u64>(), "upload slots");
-        for (key, torrent) in &self.torrents {
+        for (key, torrent) in self.torrents.iter() {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
             for (at, member) in torrent.members.iter() {
                 assert!(self.conns[at].shared.contains(key), "{at:?} knows {key:?}");
@@ -531,7 +534,7 @@ impl Swarm {
         let remotes = &self.conns.get(conn)?.remotes;
         remotes
             .iter()
-            .find(|(_, remote)| remote.digest == *digest && matches!(remote.state, RemoteState::Waiting(_)))
+            .find(|(_, remote)| matches!(remote, Remote::Waiting(waiting) if waiting.digest == *digest))
             .map(|(alias, _)| *alias)
     }
 }

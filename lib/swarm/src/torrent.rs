@@ -32,8 +32,8 @@ pub(crate) struct Torrent {
     /// Pieces between the first request and the end of verification.
     pub(crate) active: BTreeMap<PieceIndex, Active>,
     pub(crate) availability: Availability,
-    /// Copies of each piece at near members.
-    pub(crate) near: Availability,
+    /// Of those, copies at far members.
+    pub(crate) far: Availability,
     /// What we fetch from other zones, of what ours lacks.
     pub(crate) crossing: Option<Lead>,
     /// When a piece last came to us or to a near member.
@@ -128,7 +128,7 @@ impl Torrent {
             begun: BTreeSet::new(),
             active: BTreeMap::new(),
             availability: Availability::new(&geometry),
-            near: Availability::new(&geometry),
+            far: Availability::new(&geometry),
             crossing: None,
             near_progress_at: now,
             members: ConnMap::default(),
@@ -156,7 +156,7 @@ impl Torrent {
     /// Whom in other zones a piece may be asked of.
     pub(crate) fn across(&self, piece: PieceIndex) -> Across {
         match self.crossing {
-            Some(lead) if self.near.of(piece) == 0 => {
+            Some(lead) if self.availability.of(piece) == self.far.of(piece) => {
                 if lead.covers(piece) {
                     Across::Anyone
                 } else {

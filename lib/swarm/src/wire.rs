@@ -58,12 +58,12 @@ impl WireBlock {
 /// Piece numbers of a Have: mostly one, so kept in place.
 pub type Pieces = SmallVec<[u32; 4]>;
 
-/// A control message. The aliases in it are its sender's.
+/// A control message. The aliases in it are its sender's. What is rare and long is boxed: the frequent ones are moved often.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(missing_docs, reason = "each message and field is documented in proto/shoal/wire.proto")]
 pub enum Message {
-    Hello { version: u32, peer: PeerInfo },
-    OpenTorrent { alias: Alias, digest: Digest, geometry: Geometry, have: Bitfield },
+    Hello { version: u32, peer: Box<PeerInfo> },
+    OpenTorrent(Box<Opened>),
     CloseTorrent { alias: Alias },
     Have { alias: Alias, pieces: Pieces },
     HaveAll { alias: Alias },
@@ -74,8 +74,54 @@ pub enum Message {
     Request { alias: Alias, blocks: Vec<WireBlock> },
     Reject { alias: Alias, blocks: Vec<WireBlock> },
     Cancel { alias: Alias, blocks: Vec<WireBlock> },
-    PeerExchange { digest: Digest, peers: Vec<PeerInfo>, query: Option<u64> },
-    FindPeers { digest: Digest, hops: u32, query: u64 },
+    PeerExchange(Box<PeerExchange>),
+    FindPeers(Box<FindPeers>),
+}
+
+/// The sender takes part in a torrent.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each field is documented in proto/shoal/wire.proto")]
+pub struct Opened {
+    pub alias: Alias,
+    pub digest: Digest,
+    pub geometry: Geometry,
+    pub have: Bitfield,
+}
+
+/// The sender knows peers of a torrent.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each field is documented in proto/shoal/wire.proto")]
+pub struct PeerExchange {
+    pub digest: Digest,
+    pub peers: Vec<PeerInfo>,
+    pub query: Option<u64>,
+}
+
+/// The sender searches for peers of a torrent.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each field is documented in proto/shoal/wire.proto")]
+pub struct FindPeers {
+    pub digest: Digest,
+    pub hops: u32,
+    pub query: u64,
+}
+
+impl From<Opened> for Message {
+    fn from(open: Opened) -> Self {
+        Self::OpenTorrent(Box::new(open))
+    }
+}
+
+impl From<PeerExchange> for Message {
+    fn from(exchange: PeerExchange) -> Self {
+        Self::PeerExchange(Box::new(exchange))
+    }
+}
+
+impl From<FindPeers> for Message {
+    fn from(find: FindPeers) -> Self {
+        Self::FindPeers(Box::new(find))
+    }
 }
 
 /// What a frame header announces.
@@ -192,14 +238,7 @@ fn to_proto(message: &Message) -> proto::control::Message {
         Message::Hello { version, peer } => {
             Out::Hello(proto::Hello { version: *version, peer: Some(peer_to_proto(peer)) })
         }
-        Message::OpenTorrent { alias, digest, geometry, have } => Out::OpenTorrent(proto::OpenTorrent {
-            alias: alias.0,
-            digest: digest.to_string(),
-            length_bytes: geometry.length(),
-            piece_length_bytes: geometry.piece_length(),
-            have: if have.is_full() || have.is_empty() { Vec::new() } else { have.to_bytes() },
-            have_all: have.is_full(),
-        }),
+        Message::OpenTorrent(open) => Out::OpenTorrent(open_to_proto(open)),
         Message::CloseTorrent { alias } => Out::CloseTorrent(proto::CloseTorrent { alias: alias.0 }),
         Message::Have { alias, pieces } => Out::Have(proto::Have { alias: alias.0, pieces: pieces.to_vec() }),
         Message::HaveAll { alias } => Out::HaveAll(proto::HaveAll { alias: alias.0 }),
@@ -212,14 +251,26 @@ fn to_proto(message: &Message) -> proto::control::Message {
         }
         Message::Reject { alias, blocks: list } => Out::Reject(proto::Reject { alias: alias.0, blocks: blocks(list) }),
         Message::Cancel { alias, blocks: list } => Out::Cancel(proto::Cancel { alias: alias.0, blocks: blocks(list) }),
-        Message::PeerExchange { digest, peers, query } => Out::PeerExchange(proto::PeerExchange {
-            query: *query,
-            digest: digest.to_string(),
-            peers: peers.iter().map(peer_to_proto).collect(),
+        Message::PeerExchange(exchange) => Out::PeerExchange(proto::PeerExchange {
+            query: exchange.query,
+            digest: exchange.digest.to_string(),
+            peers: exchange.peers.iter().map(peer_to_proto).collect(),
         }),
-        Message::FindPeers { digest, hops, query } => {
-            Out::FindPeers(proto::FindPeers { digest: digest.to_string(), hops: *hops, query: *query })
+        Message::FindPeers(find) => {
+            Out::FindPeers(proto::FindPeers { digest: find.digest.to_string(), hops: find.hops, query: find.query })
         }
+    }
+}
+
+fn open_to_proto(open: &Opened) -> proto::OpenTorrent {
+    let Opened { alias, digest, geometry, have } = open;
+    proto::OpenTorrent {
+        alias: alias.0,
+        digest: digest.to_string(),
+        length_bytes: geometry.length(),
+        piece_length_bytes: geometry.piece_length(),
+        have: if have.is_full() || have.is_empty() { Vec::new() } else { have.to_bytes() },
+        have_all: have.is_full(),
     }
 }
 
@@ -228,7 +279,7 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
     Ok(match message {
         In::Hello(hello) => Message::Hello {
             version: hello.version,
-            peer: peer_from_proto(hello.peer.as_ref()).map_err(WireError::Peer)?,
+            peer: Box::new(peer_from_proto(hello.peer.as_ref()).map_err(WireError::Peer)?),
         },
         In::OpenTorrent(open) => open_from_proto(&open)?,
         In::CloseTorrent(close) => Message::CloseTorrent { alias: Alias(close.alias) },
@@ -247,14 +298,11 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
         In::PeerExchange(exchange) => {
             bound(exchange.peers.len(), PEERS_LENGTH_MAX)?;
             let peers = exchange.peers.iter().map(|peer| peer_from_proto(Some(peer)));
-            Message::PeerExchange {
-                query: exchange.query,
-                digest: digest(&exchange.digest)?,
-                peers: peers.collect::<Result<_, _>>().map_err(WireError::Peer)?,
-            }
+            let peers = peers.collect::<Result<_, _>>().map_err(WireError::Peer)?;
+            PeerExchange { digest: digest(&exchange.digest)?, peers, query: exchange.query }.into()
         }
         In::FindPeers(find) => {
-            Message::FindPeers { digest: digest(&find.digest)?, hops: find.hops.min(2), query: find.query }
+            FindPeers { digest: digest(&find.digest)?, hops: find.hops.min(2), query: find.query }.into()
         }
     })
 }
@@ -268,7 +316,7 @@ fn open_from_proto(open: &proto::OpenTorrent) -> Result<Message, WireError> {
         (false, true) => Bitfield::empty(&geometry),
         (false, false) => Bitfield::from_bytes(&geometry, &open.have).map_err(|error| torrent(&error))?,
     };
-    Ok(Message::OpenTorrent { alias: Alias(open.alias), digest: digest(&open.digest)?, geometry, have })
+    Ok(Opened { alias: Alias(open.alias), digest: digest(&open.digest)?, geometry, have }.into())
 }
 
 fn digest(text: &str) -> Result<Digest, WireError> {
@@ -282,4 +330,14 @@ fn blocks_from_proto(blocks: &[proto::Block]) -> Result<Vec<WireBlock>, WireErro
 
 fn bound(length: usize, max: usize) -> Result<(), WireError> {
     if length > max { Err(WireError::ListLength(length, max)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_small_to_move() {
+        assert!(size_of::<Message>() <= 40, "{} bytes", size_of::<Message>());
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Lead, Role};
-use shoal_swarm::wire::{Message, WireBlock};
+use shoal_swarm::wire::{FindPeers, Message, Opened, PeerExchange, WireBlock};
 use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
@@ -156,11 +156,11 @@ fn peers_that_search_for_the_same_blob_do_not_answer_each_other_for_ever() {
     let (there, here) = net.connect(1, 0);
     net.run_for(1);
     let digest = net.digest;
-    net.forge(1, there, Message::FindPeers { digest, hops: 1, query: 1 });
-    net.forge(0, here, Message::FindPeers { digest, hops: 1, query: 2 });
-    net.forge(1, there, Message::PeerExchange { digest, peers: vec![peer(7, Role::Agent)], query: None });
+    net.forge(1, there, FindPeers { digest, hops: 1, query: 1 }.into());
+    net.forge(0, here, FindPeers { digest, hops: 1, query: 2 }.into());
+    net.forge(1, there, PeerExchange { digest, peers: vec![peer(7, Role::Agent)], query: None }.into());
     net.run_for(3);
-    let told = net.sent.iter().filter(|(.., frame)| matches!(frame, Frame::Control(Message::PeerExchange { .. })));
+    let told = net.sent.iter().filter(|(.., frame)| matches!(frame, Frame::Control(Message::PeerExchange(_))));
     assert!(told.count() <= 5, "{}", net.transcript());
 }
 
@@ -373,7 +373,7 @@ fn requests_beyond_the_allowance_are_rejected() {
     let (at_leecher, _) = net.connect(1, 0);
     let (digest, geometry) = (net.digest, net.geometry);
     let alias = shoal_swarm::wire::Alias(7);
-    net.forge(1, at_leecher, Message::OpenTorrent { alias, digest, geometry, have: Bitfield::empty(&geometry) });
+    net.forge(1, at_leecher, Opened { alias, digest, geometry, have: Bitfield::empty(&geometry) }.into());
     let blocks = vec![WireBlock { piece: 1, offset: 0, length: 262_144 }];
     net.forge(1, at_leecher, Message::Request { alias, blocks: blocks.clone() });
     net.run_for(1);
@@ -390,7 +390,7 @@ fn another_geometry_for_the_same_digest_costs_the_connection() {
     let geometry = shoal_meta::Geometry::new(999, 262_144).unwrap();
     let have = Bitfield::empty(&geometry);
     let alias = shoal_swarm::wire::Alias(0);
-    net.forge(1, at_leecher, Message::OpenTorrent { alias, digest: net.digest, geometry, have });
+    net.forge(1, at_leecher, Opened { alias, digest: net.digest, geometry, have }.into());
     net.run_for(1);
     assert_eq!(net.disconnects, [(0, 1, DisconnectReason::Violation(Violation::GeometryMismatch))]);
 }

@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::{
-    Alias, BLOCK_HEADER_LENGTH, CONTROL_LENGTH_MAX, HEADER_LENGTH, Header, Message, WireBlock, WireError,
-    decode_block_header, decode_control, decode_header, encode_block_header, encode_control,
+    Alias, BLOCK_HEADER_LENGTH, CONTROL_LENGTH_MAX, FindPeers, HEADER_LENGTH, Header, Message, Opened, PeerExchange,
+    WireBlock, WireError, decode_block_header, decode_control, decode_header, encode_block_header, encode_control,
 };
 
 fn peer(id: u8, zone: &str) -> PeerInfo {
@@ -38,10 +38,10 @@ fn message() -> impl Strategy<Value = Message> {
         for piece in geometry.pieces().filter(|piece| bits >> (piece.get() % 64) & 1 == 1) {
             have.insert(piece);
         }
-        Message::OpenTorrent { alias, digest, geometry, have }
+        Opened { alias, digest, geometry, have }.into()
     });
     prop_oneof![
-        (any::<u32>(), any::<u8>()).prop_map(|(version, id)| Message::Hello { version, peer: peer(id, "z") }),
+        (any::<u32>(), any::<u8>()).prop_map(|(version, id)| Message::Hello { version, peer: Box::new(peer(id, "z")) }),
         open,
         alias.clone().prop_map(|alias| Message::CloseTorrent { alias }),
         (alias.clone(), prop::collection::vec(any::<u32>(), 0..99))
@@ -54,12 +54,13 @@ fn message() -> impl Strategy<Value = Message> {
         (alias.clone(), blocks.clone()).prop_map(|(alias, blocks)| Message::Request { alias, blocks }),
         (alias.clone(), blocks.clone()).prop_map(|(alias, blocks)| Message::Reject { alias, blocks }),
         (alias, blocks).prop_map(|(alias, blocks)| Message::Cancel { alias, blocks }),
-        (digest.clone(), peers, any::<Option<u64>>()).prop_map(|(digest, peers, query)| Message::PeerExchange {
+        (digest.clone(), peers, any::<Option<u64>>()).prop_map(|(digest, peers, query)| PeerExchange {
             digest,
             peers,
             query
-        }),
-        (digest, 0..=2u32, any::<u64>()).prop_map(|(digest, hops, query)| Message::FindPeers { digest, hops, query }),
+        }
+        .into()),
+        (digest, 0..=2u32, any::<u64>()).prop_map(|(digest, hops, query)| FindPeers { digest, hops, query }.into()),
     ]
 }
 

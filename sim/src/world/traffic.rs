@@ -80,7 +80,7 @@ impl World<'_> {
     fn begun(&mut self, outgoing: Outgoing, end: usize) {
         if self.scenario.sockets_buffer {
             let Outgoing { conn, block, .. } = outgoing;
-            self.queue.push_at(self.now, Happening::Buffered { conn, end: side(end), block });
+            self.push_after(Duration::ZERO, Happening::Buffered { conn, end: side(end), block });
         }
     }
 
@@ -112,7 +112,13 @@ impl World<'_> {
         let in_at = self.carry(node, receiver, flow.began, u64::from(block.length));
         if in_at < NEVER {
             let arrival = Happening::Block { conn, end: side(1 - end), alias: torrent.alias(), block };
-            self.queue.push_at(in_at + self.latency_of(conn), arrival);
+            let latency = self.latency_of(conn);
+            // A receiver that is free has it after a fixed delay, which is cheaper to keep.
+            if in_at == self.now {
+                self.push_after(latency, arrival);
+            } else {
+                self.queue.push_at(in_at + latency, arrival);
+            }
         }
         for message in flow.messages {
             self.send_message(conn, end, message);

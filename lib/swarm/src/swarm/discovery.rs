@@ -9,7 +9,7 @@ use shoal_meta::{Digest, PeerId, PeerInfo, Role};
 use super::Swarm;
 use crate::dense::ConnIndex;
 use crate::torrent::{CANDIDATES_MAX, Member};
-use crate::wire::{Message, PEERS_LENGTH_MAX};
+use crate::wire::{FindPeers, PEERS_LENGTH_MAX, PeerExchange};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
 
 /// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
@@ -192,18 +192,19 @@ impl Swarm {
             peers.push(self.conns[other].peer.clone());
         }
         let digest = torrent.digest;
-        self.send(conn, Message::PeerExchange { digest, peers, query: None });
+        self.send(conn, PeerExchange { digest, peers, query: None }.into());
     }
 
     /// A peer told us of others: candidates, and maybe the answer to a search that another asked us. It goes back the way
     /// the search came: passed on to all who search for the blob, two who search for the same would never stop.
-    pub(super) fn exchanged(&mut self, conn: ConnIndex, digest: Digest, peers: Vec<PeerInfo>, query: Option<u64>) {
-        if let Some(&key) = self.by_digest.get(&digest) {
-            self.add_peers(self.now, key, &peers);
+    pub(super) fn exchanged(&mut self, conn: ConnIndex, exchange: PeerExchange) {
+        let PeerExchange { digest, peers, query } = &exchange;
+        if let Some(&key) = self.by_digest.get(digest) {
+            self.add_peers(self.now, key, peers);
         }
-        let asker = query.and_then(|query| self.asker(query, &digest)).filter(|asker| *asker != conn);
+        let asker = query.and_then(|query| self.asker(query, digest)).filter(|asker| *asker != conn);
         if let Some(asker) = asker {
-            self.send(asker, Message::PeerExchange { digest, peers, query });
+            self.send(asker, exchange.into());
         }
     }
 
@@ -215,7 +216,8 @@ impl Swarm {
     }
 
     /// A neighbour searches for peers: answer what we know, and pass the search on while it has hops left.
-    pub(super) fn asked_for_peers(&mut self, conn: ConnIndex, digest: Digest, hops: u32, query: u64) {
+    pub(super) fn asked_for_peers(&mut self, conn: ConnIndex, find: FindPeers) {
+        let FindPeers { digest, hops, query } = find;
         if !self.remember_query(query, self.conns.get(conn).map(|state| state.id), digest) {
             return;
         }
@@ -227,7 +229,7 @@ impl Swarm {
                 if !torrent.have.is_empty() {
                     peers.push(self.me.clone());
                 }
-                self.send(conn, Message::PeerExchange { digest, peers, query: Some(query) });
+                self.send(conn, PeerExchange { digest, peers, query: Some(query) }.into());
             }
             None => self.events.push_back(Event::FindTorrent { digest, query }),
         }
@@ -241,7 +243,7 @@ impl Swarm {
         self.now = now;
         if let (true, Some(asker)) = (held, self.asker(query, &digest)) {
             let peers = vec![self.me.clone()];
-            self.send(asker, Message::PeerExchange { digest, peers, query: Some(query) });
+            self.send(asker, PeerExchange { digest, peers, query: Some(query) }.into());
         }
     }
 
@@ -264,7 +266,7 @@ impl Swarm {
         let mut neighbours: Vec<_> = self.conns.indices().iter().filter(|&conn| Some(conn) != not).collect();
         for _ in 0..SEARCH_NEIGHBOURS.min(neighbours.len()) {
             let conn = neighbours.swap_remove(self.rng.random_range(0..neighbours.len()));
-            self.send(conn, Message::FindPeers { digest, hops, query });
+            self.send(conn, FindPeers { digest, hops, query }.into());
         }
     }
 

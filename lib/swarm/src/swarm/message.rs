@@ -1,12 +1,12 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerInfo, PieceIndex, Role};
+use shoal_meta::{Bitfield, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
-use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, RemoteState};
+use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, Waiting};
 use crate::dense::ConnIndex;
 use crate::torrent::Member;
-use crate::wire::{Alias, LIST_LENGTH_MAX, Message};
+use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Opened};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
 impl Swarm {
@@ -84,9 +84,7 @@ impl Swarm {
         let Some(&conn) = self.by_id.get(&conn) else { return };
         let result = match message {
             Message::Hello { .. } => Err(Violation::OutOfPlace),
-            Message::OpenTorrent { alias, digest, geometry, have } => {
-                self.remote_opened(conn, alias, digest, geometry, have)
-            }
+            Message::OpenTorrent(open) => self.remote_opened(conn, *open),
             Message::CloseTorrent { alias } => self.remote_closed(conn, alias),
             Message::Have { alias, pieces } => self.remote_has(conn, alias, &pieces),
             Message::HaveAll { alias } => self.remote_has_all(conn, alias),
@@ -97,12 +95,12 @@ impl Swarm {
             Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),
             Message::Reject { alias, blocks } => self.rejected(conn, alias, &blocks),
             Message::Cancel { alias, blocks } => self.cancelled(conn, alias, &blocks),
-            Message::PeerExchange { digest, peers, query } => {
-                self.exchanged(conn, digest, peers, query);
+            Message::PeerExchange(exchange) => {
+                self.exchanged(conn, *exchange);
                 Ok(())
             }
-            Message::FindPeers { digest, hops, query } => {
-                self.asked_for_peers(conn, digest, hops, query);
+            Message::FindPeers(find) => {
+                self.asked_for_peers(conn, *find);
                 Ok(())
             }
         };
@@ -119,7 +117,7 @@ impl Swarm {
         }
         let have = if torrent.super_seed.is_some() { Bitfield::empty(&torrent.geometry) } else { torrent.have.clone() };
         let (digest, geometry) = (torrent.digest, torrent.geometry);
-        self.send(conn, Message::OpenTorrent { alias: key.alias(), digest, geometry, have });
+        self.send(conn, Opened { alias: key.alias(), digest, geometry, have }.into());
     }
 
     /// Tells a peer what we got between our OpenTorrent and its own: only members are told as it comes.
@@ -146,14 +144,8 @@ impl Swarm {
         }
     }
 
-    fn remote_opened(
-        &mut self,
-        conn: ConnIndex,
-        alias: Alias,
-        digest: Digest,
-        geometry: Geometry,
-        have: Bitfield,
-    ) -> Result<(), Violation> {
+    fn remote_opened(&mut self, conn: ConnIndex, open: Opened) -> Result<(), Violation> {
+        let Opened { alias, digest, geometry, have } = open;
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         if state.remotes.contains_key(&alias) {
             return Err(Violation::OutOfPlace);
@@ -162,8 +154,7 @@ impl Swarm {
         if state.remotes.len() >= REMOTES_MAX || state.remote_bytes > REMOTE_BITFIELD_BYTES_MAX {
             return Err(Violation::LimitExceeded("open torrents"));
         }
-        let remote = Remote { digest, geometry, state: RemoteState::Waiting(have) };
-        state.remotes.insert(alias, Box::new(remote));
+        state.remotes.insert(alias, Remote::Waiting(Box::new(Waiting { digest, geometry, have })));
         match self.by_digest.get(&digest) {
             Some(&key) => {
                 if self.torrents[&key].geometry != geometry {
@@ -186,24 +177,25 @@ impl Swarm {
             self.detach(conn, key);
         }
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        let remote = state.remotes.remove(&alias).ok_or(Violation::UnknownAlias)?;
-        state.remote_bytes -= bitfield_bytes(&remote.geometry);
+        match state.remotes.remove(&alias).ok_or(Violation::UnknownAlias)? {
+            Remote::Waiting(waiting) => state.remote_bytes -= bitfield_bytes(&waiting.geometry),
+            Remote::Attached(_) => {}
+        }
         Ok(())
     }
 
     fn remote_has(&mut self, conn: ConnIndex, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
-        let geometry = remote.geometry;
-        let key = match &mut remote.state {
-            RemoteState::Waiting(have) => {
+        let key = match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
+            Remote::Waiting(waiting) => {
                 for &piece in pieces {
-                    have.insert(geometry.piece(piece).ok_or(Violation::OutOfRange)?);
+                    waiting.have.insert(waiting.geometry.piece(piece).ok_or(Violation::OutOfRange)?);
                 }
                 return Ok(());
             }
-            RemoteState::Attached(key) => *key,
+            Remote::Attached(key) => *key,
         };
+        let geometry = self.torrents[&key].geometry;
         for &piece in pieces {
             let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
             self.member_has(conn, key, piece);
@@ -214,12 +206,10 @@ impl Swarm {
 
     fn remote_has_all(&mut self, conn: ConnIndex, alias: Alias) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        let remote = state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)?;
-        let geometry = remote.geometry;
-        match &mut remote.state {
-            RemoteState::Waiting(have) => *have = Bitfield::full(&geometry),
-            &mut RemoteState::Attached(key) => {
-                geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
+        match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
+            Remote::Waiting(waiting) => waiting.have = Bitfield::full(&waiting.geometry),
+            &mut Remote::Attached(key) => {
+                self.torrents[&key].geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
                 self.had_pieces(conn, key);
             }
         }
@@ -228,13 +218,17 @@ impl Swarm {
 
     fn member_has(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        let across = torrent.across(piece);
         let Some(member) = torrent.members.get_mut(conn) else { return };
         let leecher = member.is_leecher();
         if !member.have.insert(piece) {
             return;
         }
-        torrent.availability.add(piece);
         let far = member.far;
+        torrent.availability.add(piece);
+        if far {
+            torrent.far.add(piece);
+        }
         if leecher && !member.is_leecher() {
             torrent.leechers -= 1;
             torrent.idle_since = (torrent.leechers == 0).then_some(self.now);
@@ -257,7 +251,7 @@ impl Swarm {
             self.dirty.reveal.insert((key, conn));
         }
         if !far {
-            self.near_has(key, piece);
+            self.near_has(key, piece, across);
         }
     }
 
@@ -272,19 +266,19 @@ impl Swarm {
     pub(super) fn attach(&mut self, conn: ConnIndex, alias: Alias, key: TorrentKey) {
         let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get_mut(&key)) else { return };
         let Some(remote) = state.remotes.get_mut(&alias) else { return };
-        if remote.geometry != torrent.geometry || state.shared.contains(&key) {
+        let Remote::Waiting(waiting) = remote else { return };
+        if waiting.geometry != torrent.geometry || state.shared.contains(&key) {
             self.violate(conn, Violation::GeometryMismatch);
             return;
         }
-        let RemoteState::Waiting(have) = std::mem::replace(&mut remote.state, RemoteState::Attached(key)) else {
-            return;
-        };
+        let have = std::mem::replace(&mut waiting.have, Bitfield::empty(&torrent.geometry));
+        *remote = Remote::Attached(key);
         torrent.availability.add_all(&have);
         state.up.piece_length = state.up.piece_length.max(u64::from(torrent.geometry.piece_length()));
         let revealed = Bitfield::empty(&torrent.geometry);
         let (role, far, told) = (state.peer.role, self.far.contains(conn), torrent.gained.len());
-        if !far {
-            torrent.near.add_all(&have);
+        if far {
+            torrent.far.add_all(&have);
         }
         let mut member = Member { alias, role, far, have, wanted: 0, revealed, unfetched: 0, told };
         member.wanted = torrent.count_wanted(&member);
@@ -320,8 +314,8 @@ impl Swarm {
         state.shared.remove(&key);
         state.down.wanted -= u32::from(member.wanted > 0);
         torrent.availability.remove_all(&member.have);
-        if !member.far {
-            torrent.near.remove_all(&member.have);
+        if member.far {
+            torrent.far.remove_all(&member.have);
         }
         if let Some(seed) = &mut torrent.super_seed {
             let unfetched = member.revealed.iter().filter(|&piece| !member.have.contains(piece));
@@ -334,7 +328,8 @@ impl Swarm {
         self.dirty.interest.insert(conn);
         self.dirty.slots = true;
         if let Some(remote) = state.remotes.get_mut(&member.alias) {
-            remote.state = RemoteState::Waiting(member.have);
+            let waiting = Waiting { digest: torrent.digest, geometry: torrent.geometry, have: member.have };
+            *remote = Remote::Waiting(Box::new(waiting));
         }
         let longest = state.shared.iter().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
         state.up.piece_length = longest.unwrap_or(0);

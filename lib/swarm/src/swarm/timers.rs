@@ -40,7 +40,7 @@ impl Swarm {
     fn keep_house(&mut self) {
         self.dial_all();
         let (now, timeout) = (self.now, self.config.idle_timeout);
-        for (&key, torrent) in &mut self.torrents {
+        for (&key, torrent) in self.torrents.iter_mut() {
             let idle = torrent.idle_since.is_some_and(|since| now.since(since) >= timeout);
             if idle && !torrent.is_leech() && torrent.super_seed.is_none() {
                 torrent.idle_since = None;

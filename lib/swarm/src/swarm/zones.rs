@@ -7,7 +7,7 @@ use rand::RngExt as _;
 use shoal_meta::{Lead, PieceIndex, Role};
 
 use super::Swarm;
-use crate::connection::{Remote, RemoteState};
+use crate::connection::Remote;
 use crate::dense::ConnIndex;
 use crate::torrent::{Across, Torrent};
 use crate::wire::Alias;
@@ -56,16 +56,14 @@ impl Swarm {
     /// Tells whether a peer is an agent that lacks pieces of a torrent it opened and that is not open here.
     fn is_leecher(&self, conn: ConnIndex, alias: Alias) -> bool {
         let state = &self.conns[conn];
-        let lacks = |remote: &Remote| matches!(&remote.state, RemoteState::Waiting(have) if !have.is_full());
-        state.peer.role == Role::Agent && state.remotes.get(&alias).is_some_and(|remote| lacks(remote))
+        let lacks = |remote: &Remote| matches!(remote, Remote::Waiting(waiting) if !waiting.have.is_full());
+        state.peer.role == Role::Agent && state.remotes.get(&alias).is_some_and(lacks)
     }
 
-    /// A near member got a piece: it need not be fetched across any more.
-    pub(super) fn near_has(&mut self, key: TorrentKey, piece: PieceIndex) {
+    /// A near member got a piece: it need not be fetched across any more, as it was until now.
+    pub(super) fn near_has(&mut self, key: TorrentKey, piece: PieceIndex, across: Across) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.near_progress_at = self.now;
-        let across = torrent.across(piece);
-        torrent.near.add(piece);
         if across != Across::Nobody && torrent.open.contains(piece) {
             self.recount(key, piece, false, |member| member.far && member.gives(across));
         }
