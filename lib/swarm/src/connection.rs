@@ -1,6 +1,6 @@
 //! One connection's state: what the peer has, what we asked of it, what it may ask of us.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerInfo};
 
