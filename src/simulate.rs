@@ -1,5 +1,6 @@
 //! `shoal sim`: flags, as people write them, for the simulator.
 
+mod pages;
 mod plot;
 mod sweep;
 
@@ -86,10 +87,12 @@ struct Flags {
 
 /// Runs a simulation, or many, and prints the figures; fails when a node did not get the blobs.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    match &args.command {
-        Some(Command::List) => return Ok(cli::list(&mut io::stdout().lock())?),
-        Some(Command::Sweep(sweep)) => return sweep::run(sweep),
-        None => {}
+    if let Some(Command::List) = &args.command {
+        return Ok(cli::list(&mut io::stdout().lock())?);
+    }
+    pages::ask_for_huge();
+    if let Some(Command::Sweep(sweep)) = &args.command {
+        return sweep::run(sweep);
     }
     let told = cli::Args { check: args.check, json: args.json, ..args.flags.read()? };
     let report = cli::run_cli(&told, &mut io::stdout().lock())?;
