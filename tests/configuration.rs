@@ -9,7 +9,7 @@ const PARTS: [(&str, &str); 4] = [
     ("shoal agent", "agent/src/config.rs"),
     ("shoal origin", "origin/src/config.rs"),
     ("shoal tracker", "tracker/src/config.rs"),
-    ("A table `[registries.\"name\"]` of agent or origin", "lib/registry/src/upstream.rs"),
+    ("A table `[registries.\"name\"]` of agent or origin", "lib/registry/src/upstream/config.rs"),
 ];
 
 const INTRODUCTION: &str = "# Configuration

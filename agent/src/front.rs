@@ -128,6 +128,7 @@ impl Front {
     async fn dispatch(self: &Arc<Self>, route: Route, request: &Request<Incoming>) -> Result<Response<Body>, OciError> {
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
+        route.repository().map_or(Ok(()), |repository| self.upstream.permits(repository)).map_err(told)?;
         match route {
             // `shoal doctor` tells by the server's name whether another program has the port.
             Route::Ping => Ok(respond(StatusCode::OK, "application/json")
@@ -226,7 +227,8 @@ impl Front {
         digest: &Digest,
         wanted: Option<&str>,
     ) -> Result<Option<Opened>, OciError> {
-        let Some(wanted) = wanted.filter(|wanted| !wanted.trim_end().ends_with('-')) else { return Ok(None) };
+        let is_closed = |wanted: &&str| !wanted.trim_end().ends_with('-');
+        let Some(wanted) = wanted.filter(is_closed).filter(|_| !self.upstream.is_offline()) else { return Ok(None) };
         if self.blobs.held(access, digest).await.map_err(told)?.is_some() {
             return Ok(None);
         }
