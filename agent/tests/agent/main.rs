@@ -5,6 +5,7 @@
 mod ahead;
 mod authorize;
 mod fallback;
+mod registries;
 mod rig;
 mod serve;
 mod swarm;
