@@ -10,6 +10,7 @@ use shoal_meta::Digest;
 use shoal_registry::{OciCode, OciError, range};
 
 use crate::body::{Body, Stretch};
+use crate::sendfile::Run;
 
 /// Why building an answer cannot fail.
 pub(crate) const VALID: &str = "every header is made of checked parts";
@@ -78,10 +79,8 @@ pub(crate) fn failure(mut error: OciError, method: &Method) -> Response<Body> {
         error.status = StatusCode::SERVICE_UNAVAILABLE;
     }
     let refused_method = error.status == StatusCode::METHOD_NOT_ALLOWED;
-    let mut response = error.into_response().map(|full| {
-        let full = if method == Method::HEAD { Full::default() } else { full };
-        full.map_err(|never| match never {}).boxed_unsync()
-    });
+    let bytes = |body: Full<Bytes>| body.into_inner().filter(|_| method != Method::HEAD).unwrap_or_default();
+    let mut response = error.into_response().map(|body| full(bytes(body)));
     if refused_method {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
@@ -90,7 +89,7 @@ pub(crate) fn failure(mut error: OciError, method: &Method) -> Response<Body> {
 
 /// A body that is at hand.
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(Run::Bytes(bytes.into())).map_err(|never| match never {}).boxed_unsync()
 }
 
 #[cfg(test)]

@@ -7,21 +7,22 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, StreamBody};
 use shoal_meta::Digest;
 use shoal_registry::{Access, BlobBody, UpstreamError};
-use shoal_store::Blob;
+use shoal_store::{Blob, Region};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::blobs::{Blobs, Opened};
 use crate::download::{ReadError, Reader, slice_length};
 use crate::metrics::Fallback;
+use crate::sendfile::{Run, Slots};
 
-/// Bytes read from the store for one frame of a body.
+/// Bytes of the store in one frame of a body.
 const SLICE_LENGTH: u64 = 256 * 1024;
 /// Bytes read for a frame while [`SLICES_MAX`] others are held: every connection can hold two of these for ever without
 /// taking all of the store's buffers, which peers need too.
@@ -30,7 +31,7 @@ const SMALL_SLICE_LENGTH: u64 = 16 * 1024;
 pub(crate) const SLICES_MAX: usize = 16;
 
 /// The body of any answer.
-pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
+pub(crate) type Body = UnsyncBoxBody<Run, Cut>;
 
 /// Says that a body ended early because every source failed; the connection is closed for it.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,7 @@ pub(crate) struct BlobReader {
     access: Access,
     digest: Digest,
     source: Source,
+    slots: Slots,
 }
 
 enum Source {
@@ -68,13 +70,21 @@ struct PassThrough {
 }
 
 impl BlobReader {
-    pub(crate) fn new(blobs: &Arc<Blobs>, access: &Access, digest: Digest, opened: Opened, from: u64) -> Self {
+    /// A reader from the byte at `from` on, for an answer on the connection of these slots.
+    pub(crate) fn new(
+        blobs: &Arc<Blobs>,
+        access: &Access,
+        digest: Digest,
+        opened: Opened,
+        from: u64,
+        slots: Slots,
+    ) -> Self {
         let source = match opened {
             Opened::Stored(blob) => Source::Stored(blob),
             Opened::Arriving(download) => Source::Arriving(download.reader(from)),
             Opened::Upstream { .. } => Source::Upstream(None),
         };
-        Self { blobs: blobs.clone(), access: access.clone(), digest, source }
+        Self { blobs: blobs.clone(), access: access.clone(), digest, source, slots }
     }
 
     /// Waits until the byte at `offset` is at hand: the last moment at which an answer can still be an error.
@@ -97,14 +107,28 @@ impl BlobReader {
     }
 
     /// The bytes from `offset` on, not past `end`; at least one.
-    async fn read(&mut self, offset: u64, end: u64) -> Result<Bytes, Cut> {
+    async fn read(&mut self, offset: u64, end: u64) -> Result<Run, Cut> {
+        if let Some(run) = self.stored_in_memory(offset, end) {
+            return Ok(run);
+        }
         let permit = self.blobs.slices.clone().try_acquire_owned().ok();
         let slice = if permit.is_some() { SLICE_LENGTH } else { SMALL_SLICE_LENGTH };
         let bytes = self.read_slice(offset, end, slice).await?;
-        Ok(match permit {
+        Ok(Run::Bytes(match permit {
             Some(permit) => Bytes::from_owner(Slice { bytes, _permit: permit }),
             None => bytes,
-        })
+        }))
+    }
+
+    /// A run that the kernel sends from the blob's file, if the blob is whole and the kernel holds the run in memory. It
+    /// takes no buffer, and so no permit.
+    fn stored_in_memory(&self, offset: u64, end: u64) -> Option<Run> {
+        let Source::Stored(blob) = &self.source else { return None };
+        let length = slice_length(offset, end, SLICE_LENGTH);
+        let region = blob.region(offset, length).ok().filter(Region::is_cached)?;
+        let run = self.slots.place(region)?;
+        self.blobs.counters.served_local.inc_by(u64::from(length));
+        Some(Run::File(run))
     }
 
     async fn read_slice(&mut self, offset: u64, end: u64, slice: u64) -> Result<Bytes, Cut> {
@@ -192,24 +216,24 @@ pub(crate) fn body(reader: BlobReader, stretches: Vec<Stretch>) -> Body {
     let state = (reader, VecDeque::from(stretches));
     let frames = stream::try_unfold(state, |(mut reader, mut stretches)| async move {
         let Some(stretch) = stretches.pop_front() else { return Ok(None) };
-        let bytes = match stretch {
-            Stretch::Text(text) => text,
+        let run = match stretch {
+            Stretch::Text(text) => Run::Bytes(text),
             Stretch::Blob(range) => {
-                let bytes = match reader.read(range.start, range.end).await {
-                    Ok(bytes) => bytes,
+                let run = match reader.read(range.start, range.end).await {
+                    Ok(run) => run,
                     Err(cut) => {
                         reader.blobs.counters.bodies_cut.inc();
                         return Err(cut);
                     }
                 };
-                let next = range.start + bytes.len() as u64;
+                let next = range.start + run.remaining() as u64;
                 if next < range.end {
                     stretches.push_front(Stretch::Blob(next..range.end));
                 }
-                bytes
+                run
             }
         };
-        Ok(Some((bytes, (reader, stretches))))
+        Ok(Some((run, (reader, stretches))))
     });
     StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync()
 }

@@ -27,6 +27,7 @@ use crate::blobs::{Blobs, Opened};
 use crate::body::{BlobReader, Body, Stretch, body};
 use crate::manifests::Manifests;
 use crate::metrics::{Counters, Fallback};
+use crate::sendfile::{Outlet, Slots};
 
 /// A request without an answer by now is answered 503, so that the runtime goes to its next host.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
@@ -79,15 +80,19 @@ pub(crate) async fn serve(front: Arc<Front>, listener: TcpListener, shutdown: Ca
 
 /// Serves one connection; after shutdown began it ends with the answer under way.
 async fn serve_one(front: &Arc<Front>, stream: TcpStream, shutdown: &CancellationToken) -> hyper::Result<()> {
+    let slots = Slots::default();
+    let outlet = Outlet::new(stream, slots.clone());
     let service = service_fn(move |request| {
-        let front = front.clone();
-        async move { Ok::<_, std::convert::Infallible>(front.answer(&request).await) }
+        let (front, slots) = (front.clone(), slots.clone());
+        async move { Ok::<_, std::convert::Infallible>(front.answer(&request, &slots).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(BUFFER_LENGTH_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        // The outlet has to see a body's own runs, and no copy of them.
+        .writev(true)
+        .serve_connection(TokioIo::new(outlet), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
@@ -104,7 +109,7 @@ impl Front {
         &self.blobs.counters
     }
 
-    async fn answer(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, request: &Request<Incoming>, slots: &Slots) -> Response<Body> {
         let ns = ns_of(request.uri().query());
         let route = path::parse(request.uri().path(), ns.as_deref());
         let name = route.as_ref().map_or("other", Route::kind);
@@ -112,7 +117,7 @@ impl Front {
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return Err(not_allowed());
             }
-            self.dispatch(route?, request).await
+            self.dispatch(route?, request, slots).await
         };
         let answer = match timeout(ANSWER_TIMEOUT, answered).await {
             Ok(answer) => answer,
@@ -125,7 +130,12 @@ impl Front {
         response
     }
 
-    async fn dispatch(self: &Arc<Self>, route: Route, request: &Request<Incoming>) -> Result<Response<Body>, OciError> {
+    async fn dispatch(
+        self: &Arc<Self>,
+        route: Route,
+        request: &Request<Incoming>,
+        slots: &Slots,
+    ) -> Result<Response<Body>, OciError> {
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
         route.repository().map_or(Ok(()), |repository| self.upstream.permits(repository)).map_err(told)?;
@@ -140,7 +150,7 @@ impl Front {
                 let length = self.blobs.length(&access(repository, headers)?, &digest).await.map_err(told)?;
                 Ok(blob_headers(StatusCode::OK, &digest, length).body(full("")).expect(VALID))
             }
-            Route::Blob { repository, digest } => self.blob(repository, digest, headers).await,
+            Route::Blob { repository, digest } => self.blob(repository, digest, headers, slots).await,
             Route::Tags { repository } => self.listing(repository, "tags/list", request).await,
             Route::Referrers { repository, digest } => {
                 self.listing(repository, &format!("referrers/{digest}"), request).await
@@ -174,6 +184,7 @@ impl Front {
         repository: Repository,
         digest: Digest,
         headers: &HeaderMap,
+        slots: &Slots,
     ) -> Result<Response<Body>, OciError> {
         let patience = Instant::now() + FIRST_BYTE_PATIENCE;
         let access = access(repository, headers)?;
@@ -211,7 +222,7 @@ impl Front {
             Stretch::Text(_) => None,
         });
         let first = first.unwrap_or(0);
-        let mut reader = BlobReader::new(&self.blobs, &access, digest, opened, first);
+        let mut reader = BlobReader::new(&self.blobs, &access, digest, opened, first, slots.clone());
         // A source that is slow is no failure: the headers go out, and the body follows.
         if let Ok(ready) = timeout_at(patience, reader.ready(first)).await {
             ready.map_err(told)?;

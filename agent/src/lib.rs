@@ -2,7 +2,8 @@
 //!
 //! The program `shoal` runs it, demonstrations and tests embed it. A blob request walks through the rooms one way:
 //! `front` (HTTP, and nothing else knows it) → `authorize` → `blobs` (store, or one download for each digest) →
-//! `download` (the torrent and its metainfo) with `fallback` watching over it, and back out through `body`.
+//! `download` (the torrent and its metainfo) with `fallback` watching over it, and back out through `body`;
+//! what is whole and in the page cache leaves by `sendfile`.
 //!
 //! Promises: a pull that would have worked without the agent works with it; nobody is given a byte that upstream would
 //! not give them; no answer ends cleanly short. What a shutdown loses: pieces not yet whole; the rest is resumed.
@@ -18,6 +19,7 @@ mod front;
 mod manifests;
 mod metrics;
 mod origin;
+mod sendfile;
 mod status;
 
 use std::net::SocketAddr;

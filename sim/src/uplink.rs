@@ -172,7 +172,8 @@ mod tests {
         let address = "10.0.0.1:1".parse().unwrap();
         let me = PeerInfo { id: PeerId([0; 16]), address, role: Role::Agent, topology: Topology::default() };
         let have = shoal_meta::Bitfield::empty(&geometry);
-        let open = OpenTorrent { digest: Digest::sha256_of(b""), geometry, have, known: 1, super_seed: false };
+        let wanted = have.clone();
+        let open = OpenTorrent { digest: Digest::sha256_of(b""), geometry, have, known: 1, wanted, super_seed: false };
         let torrent = Swarm::new(Config::default(), me, 1).open(Time::ZERO, open).unwrap();
         Outgoing { conn, torrent, block: geometry.block(0, 0, 1 << 18).unwrap() }
     }

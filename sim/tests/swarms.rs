@@ -112,6 +112,16 @@ fn a_slow_node_does_not_slow_the_others() {
     assert!(report.groups[0].ratio_median < 1.3, "{report:?}");
 }
 
+#[test]
+fn a_node_so_slow_that_every_block_is_late_completes() {
+    for seed in 1..=20 {
+        let crowd = Scenario::crowd(5, 2 * MIB, 1_000_000);
+        let mut scenario = Scenario { check_invariants: true, sockets_buffer: false, seed, ..crowd };
+        scenario.split("slow", 1).rates = Rates::equal(100_000);
+        play(&scenario);
+    }
+}
+
 /// Arguments that a failing test prints as the command that replays it.
 struct Replay(Args);
 

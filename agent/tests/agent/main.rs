@@ -9,3 +9,4 @@ mod registries;
 mod rig;
 mod serve;
 mod swarm;
+mod warm;

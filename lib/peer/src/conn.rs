@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use shoal_meta::{PeerId, PeerInfo};
+use shoal_meta::{BlockRef, PeerId, PeerInfo};
 use shoal_store::BufferPool;
 use shoal_swarm::ConnId;
 use shoal_swarm::wire::{self, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock, WireError};
@@ -233,6 +233,7 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
         let mut control = Vec::new();
         let mut blocks = VecDeque::new();
         let mut pace = Pace::new();
+        let mut sent = Sent::default();
         loop {
             outbox.take(&mut control, &mut blocks);
             if !control.is_empty() {
@@ -241,6 +242,9 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
                 control.clear();
                 control.shrink_to(SCRATCH_BYTES_KEPT);
                 continue;
+            }
+            if blocks.is_empty() || pace.is_worth_a_report(sent.bytes) {
+                sent.report(&net, conn).await?;
             }
             let Some(next) = blocks.front_mut() else {
                 outbox.changed().await;
@@ -252,7 +256,8 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
                 payload = next.payload.ready() => {
                     let next = blocks.pop_front().expect("its payload was just awaited");
                     let began = Instant::now();
-                    write_block(&net, conn, write.as_ref(), &next, payload).await?;
+                    write_block(&net, write.as_ref(), &next, payload).await?;
+                    sent.add(next.block);
                     if let Some(unsent) = pace.sent(began, Instant::now(), next.block.length.into()) {
                         SockRef::from(write.as_ref()).set_tcp_notsent_lowat(unsent)?;
                     }
@@ -270,10 +275,31 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
     outbox.close();
 }
 
-/// Sends a block and says so; one that cannot be read is rejected.
+/// Blocks that were sent and that the swarm does not know of yet.
+#[derive(Default)]
+struct Sent {
+    blocks: Vec<BlockRef>,
+    bytes: u64,
+}
+
+impl Sent {
+    fn add(&mut self, block: BlockRef) {
+        self.blocks.push(block);
+        self.bytes += u64::from(block.length);
+    }
+
+    async fn report(&mut self, net: &Net, conn: ConnId) -> Result<(), ConnError> {
+        let Self { blocks, .. } = std::mem::take(self);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        net.handle.send(Input::BlocksSent { conn, blocks }).await.map_err(|_ended| ConnError::Closed)
+    }
+}
+
+/// Sends a block; one that cannot be read is rejected.
 async fn write_block(
     net: &Net,
-    conn: ConnId,
     write: &TcpStream,
     outgoing: &OutgoingBlock,
     payload: io::Result<Ready>,
@@ -293,5 +319,5 @@ async fn write_block(
             send::write_all(write, &out, &[]).await?;
         }
     }
-    net.handle.send(Input::BlockSent { conn, block }).await.map_err(|_ended| ConnError::Closed)
+    Ok(())
 }

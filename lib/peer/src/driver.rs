@@ -105,16 +105,18 @@ impl Driver {
             Input::Disconnected(conn) => self.disconnected(now, conn),
             Input::Message(conn, message) => self.swarm.handle_message(now, conn, message),
             Input::Block { conn, header, payload, _place } => self.block(now, conn, header, payload),
-            Input::BlockSent { conn, block } => self.swarm.handle_block_sent(now, conn, block),
+            Input::BlocksSent { conn, blocks } => {
+                blocks.into_iter().for_each(|block| self.swarm.handle_block_sent(now, conn, block));
+            }
             Input::Written { torrent, piece, job, received, result } => {
                 self.written(now, torrent, piece, job, &received, result);
             }
             Input::Committed { torrent, result } => self.committed(now, torrent, result),
             Input::Ingested { digest, piece, bytes } => self.ingested(now, &digest, piece, bytes),
             Input::Grown(digest) => self.grown(now, &digest),
-            Input::Join { partial, reply } => {
+            Input::Join { partial, whole, reply } => {
                 // Nobody may wait for the answer any more; the torrent goes on all the same.
-                let _ = reply.send(self.join(now, partial));
+                let _ = reply.send(self.join(now, partial, whole));
             }
             Input::Withdraw { digest, reason, done } => self.withdraw(now, digest, reason, done),
             Input::Peers { digest, peers, lead } => {

@@ -127,8 +127,11 @@ impl Entry {
         self.disk_failures
     }
 
-    /// Tells the swarm where the readers are now.
+    /// Tells the swarm what is wanted and where the readers are now.
     pub(crate) fn sync_readers(&mut self, swarm: &mut Swarm, now: Time, key: TorrentKey) {
+        if let Some(more) = self.shared.take_wanted() {
+            swarm.want(now, key, &more);
+        }
         let wanted = self.shared.readers();
         self.readers.retain(|number, (reader, _)| {
             let stays = wanted.contains_key(number);

@@ -38,8 +38,8 @@ pub(crate) enum Input {
         /// Bounds the blocks of one connection that wait here.
         _place: OwnedSemaphorePermit,
     },
-    /// A block left, or could not be read and was rejected.
-    BlockSent { conn: ConnId, block: BlockRef },
+    /// Blocks left, or could not be read and were rejected.
+    BlocksSent { conn: ConnId, blocks: Vec<BlockRef> },
     /// The store is done with a piece from peers, as a job of this number.
     Written {
         torrent: TorrentKey,
@@ -55,8 +55,8 @@ pub(crate) enum Input {
     Ingested { digest: Digest, piece: PieceIndex, bytes: u64 },
     /// More hashes of a partial are known, and maybe more of its pieces.
     Grown(Digest),
-    /// Someone wants a blob.
-    Join { partial: Partial, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
+    /// Someone wants a blob: whole, or only what its handle asks for.
+    Join { partial: Partial, whole: bool, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
     /// Someone gives a blob up.
     Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
     /// Peers known to take part in a torrent.
@@ -77,7 +77,7 @@ pub(crate) struct Handle {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// The torrents whose readers moved since the driver looked. A set, so that it needs no queue and drops may tell too.
+/// The torrents whose readers moved, or of which more is wanted, since the driver looked. A set, so that it needs no queue and drops may tell too.
 #[derive(Default)]
 pub(crate) struct ReadersChanged {
     digests: Mutex<BTreeSet<Digest>>,

@@ -98,12 +98,25 @@ impl Node {
     /// # Errors
     /// See [`JoinError`].
     pub async fn join(&self, partial: Partial) -> Result<Torrent, JoinError> {
+        self.join_as(partial, true).await
+    }
+
+    /// Takes part as [`join`](Self::join) does, but fetches only what [`Torrent::want_piece`] and
+    /// [`Torrent::want_whole`] ask for.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub async fn join_lazily(&self, partial: Partial) -> Result<Torrent, JoinError> {
+        self.join_as(partial, false).await
+    }
+
+    async fn join_as(&self, partial: Partial, whole: bool) -> Result<Torrent, JoinError> {
         // Pieces that cannot be read are fetched again.
         if let Err(error) = partial.recheck().await {
             tracing::warn!(digest = %partial.digest(), %error, "cannot recheck a partial blob");
         }
         let (reply, answer) = oneshot::channel();
-        self.handle.send(Input::Join { partial, reply }).await.map_err(|_closed| JoinError::Closed)?;
+        self.handle.send(Input::Join { partial, whole, reply }).await.map_err(|_closed| JoinError::Closed)?;
         let shared = answer.await.map_err(|_closed| JoinError::Closed)??;
         Ok(self.handle.torrent(shared))
     }

@@ -30,6 +30,12 @@ impl Pace {
         Self { unsent_bytes_max: UNSENT_BYTES_MIN, run: None }
     }
 
+    /// Whether blocks of so many bytes, handed to the kernel, are worth a report: half of what it may hold. It then sends on
+    /// while the swarm thinks.
+    pub(crate) fn is_worth_a_report(&self, bytes: u64) -> bool {
+        bytes >= u64::from(self.unsent_bytes_max / 2)
+    }
+
     /// Counts bytes that were handed to the kernel between two moments. Gives how many it may hold from now on, when that
     /// changes.
     pub(crate) fn sent(&mut self, began: Instant, ended: Instant, bytes: u64) -> Option<u32> {

@@ -138,6 +138,8 @@ struct State {
     source: Source,
     readers: BTreeMap<u64, PieceIndex>,
     next_reader: u64,
+    /// Pieces wanted since the driver looked.
+    wanted: Option<Bitfield>,
 }
 
 impl Torrent {
@@ -165,6 +167,18 @@ impl Torrent {
     /// When the torrent is given up or the node shuts down first.
     pub async fn wait_piece(&self, piece: PieceIndex) -> Result<(), TorrentError> {
         self.wait(|_| self.shared.has(piece).then_some(())).await
+    }
+
+    /// Wants a piece, when the torrent was joined lazily. Nothing takes that back.
+    pub fn want_piece(&self, piece: PieceIndex) {
+        self.shared.want_piece(piece);
+        self.node.readers_changed(self.digest());
+    }
+
+    /// Wants every piece.
+    pub fn want_whole(&self) {
+        self.shared.want_whole();
+        self.node.readers_changed(self.digest());
     }
 
     /// Asks for the pieces from this offset on before others, until the reader is dropped.
@@ -292,7 +306,7 @@ impl Shared {
         };
         let (count, pieces) = (have.count(), geometry.piece_count());
         let progress = Progress { have: count, pieces, state, received: ReceivedBytes::default() };
-        let state = State { have, source, readers: BTreeMap::new(), next_reader: 0 };
+        let state = State { have, source, readers: BTreeMap::new(), next_reader: 0, wanted: None };
         Arc::new(Self { digest, geometry, progress: watch::Sender::new(progress), state: Mutex::new(state) })
     }
 
@@ -315,6 +329,19 @@ impl Shared {
     /// The readers' places, by their numbers.
     pub(crate) fn readers(&self) -> BTreeMap<u64, PieceIndex> {
         self.state().readers.clone()
+    }
+
+    pub(crate) fn want_piece(&self, piece: PieceIndex) {
+        self.state().wanted.get_or_insert_with(|| Bitfield::empty(&self.geometry)).insert(piece);
+    }
+
+    pub(crate) fn want_whole(&self) {
+        self.state().wanted = Some(Bitfield::full(&self.geometry));
+    }
+
+    /// What is wanted since the last call.
+    pub(crate) fn take_wanted(&self) -> Option<Bitfield> {
+        self.state().wanted.take()
     }
 
     /// Marks a piece as verified and counts where its bytes came from.

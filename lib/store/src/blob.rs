@@ -58,6 +58,16 @@ impl Blob {
         read(&self.0.store, &self.0.file, self.length(), offset, length).await
     }
 
+    /// Gives bytes as a range of the file, for a sender that lets the kernel read it. It stays readable whatever becomes
+    /// of the blob.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the range leaves the blob or is longer than 4 MiB.
+    pub fn region(&self, offset: u64, length: u32) -> io::Result<Region> {
+        check_inside(self.length(), offset, length)?;
+        Ok(Region { file: self.0.file.clone(), offset, length })
+    }
+
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.0.file
     }
@@ -123,17 +133,13 @@ impl Source {
     /// # Errors
     /// As [`Source::read`], but for what the disk says.
     pub fn region(&self, offset: u64, length: u32) -> io::Result<Region> {
-        let file = match self {
-            Self::Blob(blob) => {
-                check_inside(blob.length(), offset, length)?;
-                blob.file()
-            }
+        match self {
+            Self::Blob(blob) => blob.region(offset, length),
             Self::Partial(partial) => {
                 partial.check_verified(offset, length)?;
-                partial.file()
+                Ok(Region { file: partial.file().clone(), offset, length })
             }
-        };
-        Ok(Region { file: file.clone(), offset, length })
+        }
     }
 }
 

@@ -47,8 +47,9 @@ pub(crate) struct Down {
     pub(crate) pieces: u32,
     /// How many pieces may be: grows with each that comes, falls when one is late.
     pub(crate) depth: u32,
-    /// Blocks given up that may still arrive.
-    pub(crate) expired: BTreeSet<(Alias, WireBlock)>,
+    /// Requests taken back that the peer has not answered, by block or rejection. One block may have been asked for and
+    /// taken back several times, and be in flight once more: each time is answered.
+    pub(crate) expired: BTreeMap<(Alias, WireBlock), u32>,
     /// When the last block came, or when the first of the present requests went out.
     pub(crate) progress_at: Time,
     pub(crate) rate: Rate,
@@ -137,7 +138,7 @@ impl Default for Down {
             inflight: BTreeSet::new(),
             pieces: 0,
             depth: DEPTH_MIN,
-            expired: BTreeSet::new(),
+            expired: BTreeMap::new(),
             progress_at: Time::ZERO,
             rate: Rate::default(),
             snubs: 0,
@@ -165,8 +166,18 @@ impl Down {
             self.inflight.iter().filter(|(of, block)| *of == key && select(*block)).map(|(_, block)| *block).collect();
         for &block in &blocks {
             self.inflight.remove(&(key, block));
-            self.expired.insert((alias, block.into()));
+            *self.expired.entry((alias, block.into())).or_default() += 1;
         }
         blocks
+    }
+
+    /// The peer answered a request: tells whether it was one that had been taken back.
+    pub(crate) fn answers_expired(&mut self, alias: Alias, block: WireBlock) -> bool {
+        let Some(times) = self.expired.get_mut(&(alias, block)) else { return false };
+        *times -= 1;
+        if *times == 0 {
+            self.expired.remove(&(alias, block));
+        }
+        true
     }
 }

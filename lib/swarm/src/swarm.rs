@@ -30,8 +30,8 @@ use crate::{
 };
 use discovery::Discovery;
 
-/// Blocks given to the driver and not yet reported sent, at most, per connection.
-pub const SEND_WINDOW_BLOCKS: usize = 2;
+/// Blocks given to the driver and not yet reported sent, at most, per connection; only a fast one has more than two.
+pub const SEND_WINDOW_BLOCKS: usize = 16;
 
 /// What [`Swarm::open`] needs to know of a torrent.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct OpenTorrent {
     pub have: Bitfield,
     /// Pieces whose hash is known, counted from the first; others are not requested yet.
     pub known: u32,
+    /// Pieces to fetch; [`Swarm::want`] adds others.
+    pub wanted: Bitfield,
     /// Reveal different pieces to different peers until each has left once (the origin's way).
     pub super_seed: bool,
 }
@@ -246,8 +248,21 @@ impl Swarm {
         let fresh: Vec<_> = (from..state.known)
             .filter_map(|index| state.geometry.piece(index))
             .filter(|&piece| !state.have.contains(piece) && !state.active.contains_key(&piece))
+            .filter(|&piece| state.wanted.contains(piece))
             .collect();
         for piece in fresh {
+            self.set_open(torrent, piece, true);
+        }
+    }
+
+    /// These pieces are to be fetched too. Nothing takes that back: what was worth asking for is worth having.
+    pub fn want(&mut self, now: Time, torrent: TorrentKey, pieces: &Bitfield) {
+        self.now = now;
+        let Some(state) = self.torrents.get_mut(&torrent) else { return };
+        let more: Vec<_> = pieces.iter().filter(|&piece| state.wanted.insert(piece)).collect();
+        // Where the hash is not known yet, `set_known` goes on.
+        let more = more.into_iter().filter(|piece| piece.get() < state.known && !state.have.contains(*piece));
+        for piece in more.collect::<Vec<_>>() {
             self.set_open(torrent, piece, true);
         }
     }
@@ -500,8 +515,9 @@ impl Swarm {
                 let (have, open) = (torrent.have.contains(piece), torrent.open.contains(piece));
                 assert!(!(have && open), "piece {piece:?} is had and open");
                 assert!(!(have && torrent.active.contains_key(&piece)), "piece {piece:?} is had and active");
-                let reachable = have || open || torrent.active.contains_key(&piece) || piece.get() >= torrent.known;
-                assert!(reachable, "piece {piece:?} of {key:?} is lost");
+                let begun = open || torrent.active.contains_key(&piece);
+                let may = piece.get() < torrent.known && torrent.wanted.contains(piece);
+                assert!(have || begun == may, "piece {piece:?} of {key:?} is lost, or fetched unasked");
             }
             for (piece, active) in &torrent.active {
                 let orphan = active.holders().is_empty() && active.is_fetching();

@@ -23,7 +23,9 @@ pub(crate) struct Torrent {
     pub(crate) have: Bitfield,
     /// Pieces `0..known` have a known hash.
     pub(crate) known: u32,
-    /// What may be asked for: known, not had, and not asked of anyone, or asked of one that is late.
+    /// What is to be fetched.
+    pub(crate) wanted: Bitfield,
+    /// What may be asked for: wanted, known, not had, and not asked of anyone, or asked of one that is late.
     pub(crate) open: Bitfield,
     /// Open pieces that are active: they go first.
     pub(crate) begun: BTreeSet<PieceIndex>,
@@ -109,10 +111,11 @@ pub(crate) struct Reader {
 
 impl Torrent {
     pub(crate) fn new(now: Time, torrent: OpenTorrent) -> Self {
-        let OpenTorrent { digest, geometry, have, known, super_seed } = torrent;
+        let OpenTorrent { digest, geometry, have, known, wanted, super_seed } = torrent;
         let known = known.min(geometry.piece_count());
         let mut open = Bitfield::empty(&geometry);
-        for piece in geometry.pieces().take(known as usize).filter(|&piece| !have.contains(piece)) {
+        let lacks = |&piece: &PieceIndex| wanted.contains(piece) && !have.contains(piece);
+        for piece in geometry.pieces().take(known as usize).filter(lacks) {
             open.insert(piece);
         }
         Self {
@@ -120,6 +123,7 @@ impl Torrent {
             geometry,
             have,
             known,
+            wanted,
             open,
             begun: BTreeSet::new(),
             active: BTreeMap::new(),

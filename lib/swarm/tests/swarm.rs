@@ -193,6 +193,36 @@ fn pieces_without_a_known_hash_are_not_asked_for() {
 }
 
 #[test]
+fn only_wanted_pieces_are_fetched_until_more_are_wanted() {
+    let mut net = Net::new(3, 40);
+    let some = |net: &Net, pieces: &[u32]| {
+        let mut out = Bitfield::empty(&net.geometry);
+        pieces.iter().for_each(|&piece| {
+            out.insert(net.geometry.piece(piece).unwrap());
+        });
+        out
+    };
+    net.seed(0);
+    let torrent = OpenTorrent { wanted: some(&net, &[]), known: 30, ..net.torrent(Bitfield::empty(&net.geometry)) };
+    let key = net.nodes[1].open(net.now, torrent).unwrap();
+    net.connect(1, 0);
+    net.run_for(3);
+    assert_eq!((net.view(1).have, blocks_sent(&net, 0)), (0, 0));
+    let wanted = some(&net, &[7, 8, 35]);
+    net.nodes[1].want(net.now, key, &wanted);
+    net.run_until("the two whose hash is known", 5, |net| net.view(1).have == 2);
+    net.nodes[1].set_known(net.now, key, 40);
+    net.run_until("the third", 5, |net| net.view(1).have == 3);
+    // What it has it gives, and it learns where the rest is when it wants that.
+    net.leech(2);
+    net.connect(2, 1);
+    net.run_until("passed on", 5, |net| net.view(2).have == 3);
+    let all = Bitfield::full(&net.geometry);
+    net.nodes[1].want(net.now, key, &all);
+    net.run_until("complete", 30, |net| net.is_complete(1) && net.is_complete(2));
+}
+
+#[test]
 fn a_piece_from_upstream_is_passed_on() {
     let mut net = Net::new(2, 4);
     let origin = net.leech(0);

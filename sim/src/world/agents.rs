@@ -111,6 +111,7 @@ impl World<'_> {
             geometry: blob.0.geometry,
             have: held.have.clone(),
             known,
+            wanted: Bitfield::full(&blob.0.geometry),
             super_seed: node == ORIGIN,
         };
         held.torrent = state.swarm.open(*now, open);

@@ -22,16 +22,22 @@ use crate::torrent::{Failure, Shared};
 const DISK_FAILURES_MAX: u32 = 3;
 
 impl Driver {
-    pub(super) fn join(&mut self, now: Time, partial: Partial) -> Result<Arc<Shared>, JoinError> {
+    pub(super) fn join(&mut self, now: Time, partial: Partial, whole: bool) -> Result<Arc<Shared>, JoinError> {
         let digest = partial.digest();
-        if let Some(entry) = self.swarm.key(&digest).and_then(|key| self.torrents.get(&key)) {
-            return Ok(entry.shared.clone());
+        let found = self.swarm.key(&digest).and_then(|key| self.torrents.get(&key));
+        if let Some(shared) = found.map(|entry| entry.shared.clone()) {
+            if whole {
+                shared.want_whole();
+                self.sync_readers(&digest);
+            }
+            return Ok(shared);
         }
-        let known = partial.metainfo().known();
+        let (known, geometry) = (partial.metainfo().known(), partial.geometry());
         let shared = Shared::new(Source::Partial(partial));
-        let super_seed = self.is_origin();
-        let have = shared.have();
-        let key = self.open(now, &shared, have, known, super_seed).ok_or(JoinError::TooMany)?;
+        let wanted = if whole { Bitfield::full(&geometry) } else { Bitfield::empty(&geometry) };
+        let torrent =
+            OpenTorrent { digest, geometry, have: shared.have(), known, wanted, super_seed: self.is_origin() };
+        let key = self.open(now, &shared, torrent).ok_or(JoinError::TooMany)?;
         info!(%digest, length_bytes = shared.geometry.length(), "joined a torrent");
         self.announcer.set(digest, LocalState::Leeching);
         self.commit_if_full(key);
@@ -46,20 +52,14 @@ impl Driver {
         let Some(blob) = self.store.blob(digest) else { return };
         let geometry = blob.geometry();
         let shared = Shared::new(Source::Blob(blob));
+        let (have, wanted, known) = (Bitfield::full(&geometry), Bitfield::full(&geometry), geometry.piece_count());
+        let torrent = OpenTorrent { digest: *digest, geometry, have, known, wanted, super_seed: false };
         // When too many torrents are open the peer finds another seeder.
-        let _ = self.open(now, &shared, Bitfield::full(&geometry), geometry.piece_count(), false);
+        let _ = self.open(now, &shared, torrent);
     }
 
-    fn open(
-        &mut self,
-        now: Time,
-        shared: &Arc<Shared>,
-        have: Bitfield,
-        known: u32,
-        super_seed: bool,
-    ) -> Option<TorrentKey> {
-        let (digest, geometry) = (shared.digest, shared.geometry);
-        let key = self.swarm.open(now, OpenTorrent { digest, geometry, have, known, super_seed })?;
+    fn open(&mut self, now: Time, shared: &Arc<Shared>, torrent: OpenTorrent) -> Option<TorrentKey> {
+        let key = self.swarm.open(now, torrent)?;
         self.torrents.insert(key, Entry::new(shared.clone()));
         self.count_torrents();
         Some(key)

@@ -198,24 +198,32 @@ impl Swarm {
     fn block_came(&mut self, conn: ConnIndex, header: BlockHeader) -> Result<BlockOutcome, Violation> {
         let BlockHeader { alias, block } = header;
         let state = self.conns.get_mut(conn).ok_or(Violation::UnrequestedBlock)?;
-        let late = state.down.expired.remove(&(alias, block));
         let Some(key) = state.attached(alias) else {
+            let late = state.down.answers_expired(alias, block);
             return if late { Ok(BlockOutcome::Duplicate) } else { Err(Violation::UnknownAlias) };
         };
         let torrent = self.torrents.get_mut(&key).ok_or(Violation::UnknownAlias)?;
-        let block = block.check(&torrent.geometry).ok_or(Violation::OutOfRange)?;
+        let (named, block) = (block, block.check(&torrent.geometry).ok_or(Violation::OutOfRange)?);
         state.down.snubs = 0;
         state.down.progress_at = self.now;
         let length = u64::from(block.length);
-        if !state.down.inflight.remove(&(key, block)) {
-            return if late { Ok(BlockOutcome::Duplicate) } else { Err(Violation::UnrequestedBlock) };
+        // A block is as good for the request in flight as for one taken back before: the other answer is still to come.
+        if state.down.inflight.remove(&(key, block)) {
+            self.requested_bytes -= length;
+        } else if !state.down.answers_expired(alias, named) {
+            return Err(Violation::UnrequestedBlock);
         }
-        self.requested_bytes -= length;
         state.down.rate.add(self.now, length);
         self.rate_in.add(self.now, length);
         let peer = state.peer.id;
         let number = torrent.geometry.block_number(block).ok_or(Violation::OutOfRange)? as usize;
-        let Some(active) = torrent.active.get_mut(&block.piece) else { return Err(Violation::UnrequestedBlock) };
+        // Late is not too late: a node so slow that every block is late would never get one.
+        let taken_up = !torrent.active.contains_key(&block.piece) && torrent.open.contains(block.piece);
+        if taken_up {
+            let blocks = torrent.geometry.block_count(block.piece);
+            torrent.active.insert(block.piece, Active::new(self.now, blocks));
+        }
+        let Some(active) = torrent.active.get_mut(&block.piece) else { return Ok(BlockOutcome::Duplicate) };
         let Stage::Fetching { received, holders } = &mut active.stage else {
             return Ok(BlockOutcome::Duplicate);
         };
@@ -232,6 +240,8 @@ impl Swarm {
         self.unverified_bytes += length;
         if whole {
             self.received(key, block.piece);
+        } else if taken_up {
+            self.set_open(key, block.piece, true);
         }
         self.retry_holding();
         Ok(BlockOutcome::Accepted { torrent: key, block })
@@ -313,12 +323,12 @@ impl Swarm {
 
     pub(super) fn rejected(&mut self, conn: ConnIndex, alias: Alias, blocks: &[WireBlock]) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        for block in blocks {
-            state.down.expired.remove(&(alias, *block));
-        }
+        // What was taken back is rejected first: no more of it comes than that.
+        let standing = blocks.iter().filter(|block| !state.down.answers_expired(alias, **block));
+        let standing: Vec<WireBlock> = standing.copied().collect();
         let Some(key) = state.attached(alias) else { return Ok(()) };
         let geometry = self.torrents[&key].geometry;
-        for block in blocks {
+        for block in standing {
             let block = block.check(&geometry).ok_or(Violation::OutOfRange)?;
             let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
             if state.down.inflight.remove(&(key, block)) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_meta::BlockRef;
+use shoal_meta::{BLOCK_LENGTH_MAX, BlockRef};
 
 use super::{SEND_WINDOW_BLOCKS, Swarm};
 use crate::choker::{Decision, View};
@@ -12,6 +12,11 @@ use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
 /// Blocks one peer may have waiting here.
 const QUEUE_MAX: usize = 8192;
+/// The driver has twice what a connection sends in this time. With more, less can still be cancelled; with less, each block
+/// of a fast connection costs a round through the driver.
+const SEND_TIME: Duration = Duration::from_millis(2);
+/// One block on its way into the socket, and one that follows.
+const SEND_WINDOW_BLOCKS_MIN: usize = 2;
 
 impl Swarm {
     pub(super) fn remote_interested(&mut self, conn: ConnIndex, interested: bool) -> Result<(), Violation> {
@@ -237,7 +242,8 @@ impl Swarm {
     /// Hands the driver blocks of a connection, as many as it may have.
     pub(super) fn release_blocks(&mut self, conn: ConnIndex) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        while state.up.sending < SEND_WINDOW_BLOCKS
+        let window = send_window(state.up.rate.get(self.now));
+        while state.up.sending < window
             && let Some((torrent, block)) = state.up.queue.pop_front()
         {
             state.up.sending += 1;
@@ -269,4 +275,22 @@ const GROWTH: f64 = 2.0;
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
 pub(super) fn under_way(rate: f64, time: Option<Duration>) -> u64 {
     (rate * GROWTH * time.unwrap_or_default().as_secs_f64()) as u64
+}
+
+/// The blocks that the driver may have of a connection that sends at a rate in bytes per second.
+fn send_window(rate: f64) -> usize {
+    let blocks = under_way(rate, Some(SEND_TIME)) / u64::from(BLOCK_LENGTH_MAX);
+    usize::try_from(blocks).unwrap_or(SEND_WINDOW_BLOCKS).clamp(SEND_WINDOW_BLOCKS_MIN, SEND_WINDOW_BLOCKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fast_connection_hands_out_more_than_two_blocks() {
+        for (megabytes_per_second, blocks) in [(0, 2), (125, 2), (400, 6), (1250, SEND_WINDOW_BLOCKS)] {
+            assert_eq!(send_window(f64::from(megabytes_per_second) * 1e6), blocks, "{megabytes_per_second} MB/s");
+        }
+    }
 }

@@ -98,7 +98,14 @@ impl Net {
 
     pub(crate) fn torrent(&self, have: Bitfield) -> OpenTorrent {
         let known = self.geometry.piece_count();
-        OpenTorrent { digest: self.digest, geometry: self.geometry, have, known, super_seed: false }
+        OpenTorrent {
+            digest: self.digest,
+            geometry: self.geometry,
+            have,
+            known,
+            wanted: Bitfield::full(&self.geometry),
+            super_seed: false,
+        }
     }
 
     pub(crate) fn seed(&mut self, node: Node) -> TorrentKey {
