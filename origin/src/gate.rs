@@ -111,7 +111,7 @@ impl Gate {
     fn admit(&self, registry: &str) -> Result<(), UpstreamError> {
         let now = Instant::now();
         let mut paused = lock(&self.paused);
-        let until = paused.get(&registry.to_owned()).copied();
+        let until = paused.get(&registry.to_owned()).copied().filter(|_| !self.upstream.has_mirrors(registry));
         match until.map(|until| until.saturating_duration_since(now)) {
             Some(left) if !left.is_zero() => Err(UpstreamError::RateLimited { retry_after: Some(left) }),
             Some(_) | None => Ok(()),

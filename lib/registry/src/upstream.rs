@@ -118,6 +118,12 @@ impl Upstream {
         self.0.rules.check(repository)
     }
 
+    /// Whether a registry has mirrors: while it limits our requests, they can be asked all the same, and it is left alone.
+    #[must_use]
+    pub fn has_mirrors(&self, registry: &str) -> bool {
+        self.0.endpoints.find(registry).are_several()
+    }
+
     /// Whether upstream is never asked: every method then fails with [`UpstreamError::Offline`], and what is held may be
     /// given to whoever asks, as nobody can say who may have it.
     #[must_use]

@@ -14,9 +14,9 @@ use super::{ConfigError, RegistryConfig, UpstreamError};
 use crate::reference::{DOCKER_HUB, Repository};
 
 /// How long a mirror that is down is left alone.
-const MIRROR_PAUSE: Duration = Duration::from_secs(30);
-/// The longest a mirror is left alone, whatever it asks for.
-const MIRROR_PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
+const PAUSE: Duration = Duration::from_secs(30);
+/// The longest a server is left alone, whatever it asks for.
+const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// One server that has a registry's content: its URL up to `/v2/`, what names are there, and the clients to use.
 pub(super) struct Endpoint {
@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     clients: Clients,
     /// Of a mirror: what it is called, and so whose credentials are used.
     host: Option<String>,
-    /// Of a mirror that failed.
+    /// Of one that is left alone.
     resume_at: Mutex<Option<Instant>>,
 }
 
@@ -95,6 +95,11 @@ impl Endpoints {
 }
 
 impl Places {
+    /// Whether there are mirrors beside the registry.
+    pub(super) fn are_several(&self) -> bool {
+        !self.mirrors.is_empty()
+    }
+
     /// The mirrors to ask now. What a caller proves itself with is the registry's to check: with `brought`, only mirrors at
     /// the registry's own server are.
     pub(super) fn mirrors(&self, brought: bool) -> impl Iterator<Item = &Arc<Endpoint>> {
@@ -102,7 +107,7 @@ impl Places {
         let registry: Option<Uri> = self.registry.base.parse().ok();
         self.mirrors.iter().filter(move |mirror| {
             let own = || registry.as_ref().zip(mirror.base.parse().ok()).is_some_and(|(a, b)| same_origin(a, &b));
-            !mirror.rests(now) && (!brought || own())
+            mirror.rests(now).is_none() && (!brought || own())
         })
     }
 }
@@ -141,27 +146,29 @@ impl Endpoint {
         self.base.starts_with("http:")
     }
 
-    /// Leaves a mirror alone for a while after an error that another request would meet too.
+    /// Leaves it alone for a while after an error that another request would meet too.
     pub(super) fn note(&self, error: &UpstreamError) {
-        tracing::debug!(mirror = self.base, %error, "the mirror does not give it");
+        tracing::debug!(server = self.base, %error, "asking the next server");
         if error.is_retryable() {
-            let pause = error.retry_after().unwrap_or_default().clamp(MIRROR_PAUSE, MIRROR_PAUSE_MAX);
+            let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, PAUSE_MAX);
             let until = self.resume_at().replace(Instant::now() + pause);
             if until.is_none() {
-                tracing::warn!(mirror = self.base, %error, ?pause, "mirror fails; leaving it alone");
+                tracing::warn!(server = self.base, %error, ?pause, "leaving a server alone");
             }
         }
     }
 
-    /// Notes that a mirror gave something.
+    /// Notes that it gave something.
     pub(super) fn note_good(&self) {
         if self.resume_at().take().is_some() {
-            tracing::info!(mirror = self.base, "mirror is back");
+            tracing::info!(server = self.base, "server is back");
         }
     }
 
-    fn rests(&self, now: Instant) -> bool {
-        self.resume_at().is_some_and(|at| at > now)
+    /// For how long it is still left alone.
+    pub(super) fn rests(&self, now: Instant) -> Option<Duration> {
+        let left = self.resume_at().map(|at| at.saturating_duration_since(now));
+        left.filter(|left| !left.is_zero())
     }
 
     fn resume_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -322,7 +329,7 @@ mod tests {
         assert_eq!(places.mirrors(false).count(), 1);
         mirror.note(&UpstreamError::Server { status: 500, retry_after: None });
         assert_eq!(places.mirrors(false).count(), 0);
-        tokio::time::advance(MIRROR_PAUSE).await;
+        tokio::time::advance(PAUSE).await;
         assert_eq!(places.mirrors(false).count(), 1);
     }
 

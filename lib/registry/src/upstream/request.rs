@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::endpoint::{Endpoint, Located, resolve, same_origin};
 use super::tls::HttpClient;
@@ -123,7 +124,21 @@ impl Upstream {
                 Err(error) => mirror.note(&error),
             }
         }
-        self.ask_at(&places.registry, ask).await
+        let registry = &places.registry;
+        if !places.are_several() {
+            return self.ask_at(registry, ask).await;
+        }
+        // One that limits us is left alone. Without mirrors callers see to that, who know of nothing else to ask.
+        if let Some(left) = registry.rests(Instant::now()) {
+            return Err(UpstreamError::RateLimited { retry_after: Some(left) });
+        }
+        let answer = self.ask_at(registry, ask).await;
+        match &answer {
+            Ok(_) => registry.note_good(),
+            Err(error @ UpstreamError::RateLimited { .. }) => registry.note(error),
+            Err(_) => {}
+        }
+        answer
     }
 
     async fn ask_at(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {

@@ -80,6 +80,20 @@ async fn a_body_that_a_mirror_cuts_goes_on_from_the_registry_at_the_exact_offset
 }
 
 #[tokio::test]
+async fn a_registry_that_limits_is_left_alone_while_its_mirrors_are_asked() {
+    let (mirror, registry) = (plain().await, plain().await);
+    mirror.registry.inject("manifests", u32::MAX, Fault::Status { status: 404, retry_after: None });
+    registry.registry.inject("", 1, Fault::Status { status: 429, retry_after: Some(3600) });
+    let upstream = upstream(&[&mirror], &registry);
+    for _ in 0..2 {
+        let error = upstream.manifest(&access(), &latest(), false, &[]).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::RateLimited { .. }), "{error:?}");
+    }
+    collect(upstream.blob(&access(), &registry.layer, 0).await.unwrap()).await.unwrap();
+    assert_eq!(registry.registry.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn the_registrys_own_answer_is_told_when_no_mirror_gives() {
     let (mirror, registry) = (plain().await, rig(tokens_for(Some(("me", "s3cret")), 300)).await);
     mirror.registry.inject("", u32::MAX, Fault::Status { status: 404, retry_after: None });
