@@ -9,7 +9,7 @@ const PARTS: [(&str, &str); 4] = [
     ("shoal agent", "agent/src/config.rs"),
     ("shoal origin", "origin/src/config.rs"),
     ("shoal tracker", "tracker/src/config.rs"),
-    ("A table `[registries.\"name\"]` of agent or origin", "lib/registry/src/upstream.rs"),
+    ("A table `[registries.\"name\"]` of agent or origin", "lib/registry/src/upstream/config.rs"),
 ];
 
 const INTRODUCTION: &str = "# Configuration
@@ -20,7 +20,8 @@ and the values accepted.
 
 Units: sizes as `512MiB`, `10GiB`; rates as `200mbit`, `50MiB/s`; durations as `500ms`, `30s`, `1m 30s`.
 
-This page is generated from the fields' docs; a test holds it to them.
+Mirrors, credentials, allow and deny lists and `offline` are explained in [registries.md](registries.md). This page is generated
+from the fields' docs; a test holds it to them.
 ";
 
 #[test]

@@ -55,8 +55,12 @@ impl Authorizer {
     /// Returns when upstream lets this access have the blob.
     ///
     /// # Errors
-    /// With upstream's refusal, or with its failure to answer: what cannot be checked is not served.
+    /// With upstream's refusal, or with its failure to answer: what cannot be checked is not served. By `offline` the operator
+    /// vouches for it: nobody is asked.
     pub(crate) async fn check(&self, access: &Access, digest: &Digest) -> Result<(), UpstreamError> {
+        if self.upstream.is_offline() {
+            return Ok(());
+        }
         let key = key(access, digest);
         if let Some(answer) = self.lock().get(&key, Instant::now()) {
             return answer;

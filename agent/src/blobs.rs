@@ -30,6 +30,8 @@ use crate::origin::{Feed, OriginError, Origins, is_verdict};
 
 /// How long the origin may take for a blob's metainfo before upstream is asked for the length as well.
 const METAINFO_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long it may take when upstream may not be asked; the front gives up sooner, and this goes on for the next request.
+const OFFLINE_PATIENCE: Duration = Duration::from_secs(20);
 /// Most blobs being asked for at a time; further requests are answered 503.
 const OPENINGS_MAX: usize = 1024;
 /// Most downloads at a time; further blobs are passed through.
@@ -181,9 +183,21 @@ impl Blobs {
         if let Some(opened) = self.held(access, digest).await? {
             return Ok(opened.length());
         }
-        let length = self.upstream.blob_length(access, digest).await;
+        let length = match self.length_held_by_origin(access, digest).await {
+            Some(length) => Ok(length),
+            None => self.upstream.blob_length(access, digest).await,
+        };
         self.authorizer.note(access, digest, &length.as_ref().map(|_| ()).map_err(Clone::clone));
         length
+    }
+
+    /// Offline the origin is the only one to ask. Else upstream is asked, which checks the access too.
+    async fn length_held_by_origin(&self, access: &Access, digest: &Digest) -> Option<u64> {
+        if !self.upstream.is_offline() {
+            return None;
+        }
+        let feed = self.origins.metainfo_held(access, digest).await.ok()??;
+        Some(feed.geometry.map_or(0, |geometry| geometry.length()))
     }
 
     /// What goes on with each torrent, for the status page.
@@ -248,7 +262,9 @@ impl Blobs {
     /// Asks the origin, and upstream beside it when it is silent or away.
     async fn ask_around(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
         let mut metainfo = std::pin::pin!(self.origins.metainfo(access, digest, 0));
-        let early = tokio::time::timeout(METAINFO_PATIENCE, &mut metainfo).await;
+        // Offline there is nobody else to ask.
+        let patience = if self.upstream.is_offline() { OFFLINE_PATIENCE } else { METAINFO_PATIENCE };
+        let early = tokio::time::timeout(patience, &mut metainfo).await;
         let silent = early.is_err();
         match early {
             Ok(Ok(feed)) => return Ok(self.begin_fed(access, digest, feed).await),

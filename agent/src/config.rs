@@ -49,9 +49,17 @@ pub struct Config {
     pub stall_timeout: HumanDuration,
     /// Registries that are not reached as `https://<name>/v2/`. Default: none.
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// A Docker config file with credentials for requests that bring none: whoever reaches the front may pull with them.
-    /// Default: none.
+    /// A file with credentials for requests that bring none, as Docker or a pull secret holds them, read again when it
+    /// changes: whoever reaches the front may pull with them. Default: none.
     pub docker_config: Option<PathBuf>,
+    /// The repositories that are served, such as `docker.io` or `registry.example/team/*`; all others are refused with 403.
+    /// Default: all.
+    pub allow: Vec<String>,
+    /// Repositories that are refused with 403, whatever `allow` says. Default: none.
+    pub deny: Vec<String>,
+    /// Whether upstream is never asked: what the store, peers and origins hold is served, to whoever reaches the front, and
+    /// anything else is 404 at once. Default: false.
+    pub offline: bool,
 }
 
 impl Default for Config {
@@ -74,6 +82,9 @@ impl Default for Config {
             stall_timeout: HumanDuration(Duration::from_secs(3)),
             registries: BTreeMap::new(),
             docker_config: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            offline: false,
         }
     }
 }

@@ -24,6 +24,8 @@ const HEDGE_FACTOR: u32 = 5;
 /// A live origin that has not published the needed piece is itself waiting for upstream: it gets this many stall time-outs,
 /// as going there beside it gains little and costs a copy.
 const ORIGIN_FACTOR: u32 = 4;
+/// Where upstream may not be asked, nothing is gained by giving the swarm up sooner than after this many stall time-outs.
+const OFFLINE_FACTOR: u32 = 20;
 /// How often the connected peers are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// How long readers are told that every source failed, before upstream is tried again for new ones.
@@ -92,6 +94,9 @@ impl Ladder<'_> {
     /// When a piece that somebody needs since `since` counts as stalled.
     fn deadline(&self, piece: PieceIndex, since: Instant, origin: Link) -> Instant {
         let stall = self.blobs.stall_timeout;
+        if self.blobs.upstream.is_offline() {
+            return since.max(self.blobs.pulse.last()) + stall * OFFLINE_FACTOR;
+        }
         let published = self.download.partial().metainfo().hash(piece).is_some();
         let limit = if origin == Link::Live && !published { stall * ORIGIN_FACTOR } else { stall };
         (since.max(self.blobs.pulse.last()) + limit).min(since + stall * HEDGE_FACTOR)

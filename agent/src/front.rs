@@ -138,6 +138,7 @@ impl Front {
     ) -> Result<Response<Body>, OciError> {
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
+        route.repository().map_or(Ok(()), |repository| self.upstream.permits(repository)).map_err(told)?;
         match route {
             // `shoal doctor` tells by the server's name whether another program has the port.
             Route::Ping => Ok(respond(StatusCode::OK, "application/json")
@@ -257,6 +258,9 @@ impl Front {
         };
         if soon {
             return Ok(Some(opened));
+        }
+        if self.upstream.is_offline() {
+            return Ok(None);
         }
         self.counters().fell_back(Fallback::SmallRange);
         Ok(Some(Opened::Upstream { length }))

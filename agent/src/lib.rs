@@ -80,6 +80,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let upstream = Upstream::new(upstream::Config {
         registries: config.registries.clone(),
         docker_config: config.docker_config.clone(),
+        allow: config.allow.clone(),
+        deny: config.deny.clone(),
+        offline: config.offline,
         timing: UPSTREAM_TIMING,
     })?;
     let listener = TcpListener::bind(config.listen)

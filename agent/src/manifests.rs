@@ -84,7 +84,7 @@ fn from_origin(response: ResolveResponse, reference: &Reference, head: bool) -> 
         return None;
     }
     if response.stale {
-        tracing::warn!(%digest, "manifest is stale: upstream is down or limiting");
+        tracing::warn!(%digest, "manifest may be stale: upstream could not be asked");
     }
     Some(Manifest { digest, media_type: response.media_type, length: response.length_bytes, content })
 }

@@ -42,14 +42,16 @@ pub(crate) enum OriginError {
     Away,
 }
 
-/// Whether upstream decided, rather than failed. 429 is one: the cluster heeds it as a whole.
+/// Whether upstream or the configuration decided, rather than failed. An origin that is offline has not asked. 429 is one: the cluster heeds it as a whole.
 pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
     match error {
         UpstreamError::Unauthorized { .. }
         | UpstreamError::Denied { .. }
+        | UpstreamError::Excluded { .. }
         | UpstreamError::NotFound { .. }
         | UpstreamError::RateLimited { .. } => true,
-        UpstreamError::Server { .. }
+        UpstreamError::Offline { .. }
+        | UpstreamError::Server { .. }
         | UpstreamError::Refused { .. }
         | UpstreamError::Transport(_)
         | UpstreamError::Timeout { .. }

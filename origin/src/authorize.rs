@@ -69,8 +69,12 @@ impl Authorizer {
         Self { gate, known: Arc::new(Mutex::new(known)), asking: Flights::new(), notes, metrics }
     }
 
-    /// Lets the caller pass for the time returned, or says what upstream says.
+    /// Lets the caller pass for the time returned, or says what upstream says. By `offline` the operator vouches for what is
+    /// held: anybody may have it.
     pub(crate) async fn check(&self, access: &Access, kind: Kind, digest: &Digest) -> Result<Duration, OriginError> {
+        if self.gate.is_offline() {
+            return Ok(ACCEPTED_TTL);
+        }
         let caller = Caller::of(access);
         let remembered = lock(&self.known).judge(&caller, digest, Instant::now());
         if let Some(verdict) = remembered {

@@ -56,9 +56,17 @@ pub struct Config {
     pub fetches_max: usize,
     /// Registries that are not reached as `https://<name>/v2/`. Default: none.
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// A Docker config file with credentials for requests that bring none: whoever reaches an agent may pull with them.
-    /// Default: none.
+    /// A file with credentials for requests that bring none, as Docker or a pull secret holds them, read again when it
+    /// changes: whoever reaches an agent may pull with them. Default: none.
     pub docker_config: Option<PathBuf>,
+    /// The repositories that are served, such as `docker.io` or `registry.example/team/*`; all others are refused with 403.
+    /// Default: all.
+    pub allow: Vec<String>,
+    /// Repositories that are refused with 403, whatever `allow` says. Default: none.
+    pub deny: Vec<String>,
+    /// Whether upstream is never asked: what is held is served, to whoever reaches the origin or its agents, and anything
+    /// else is 404 at once. Default: false.
+    pub offline: bool,
     /// Time-outs and retries of upstream requests; not in the file.
     #[serde(skip)]
     pub upstream_timing: Timing,
@@ -87,6 +95,9 @@ impl Default for Config {
             fetches_max: 32,
             registries: BTreeMap::new(),
             docker_config: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            offline: false,
             upstream_timing: Timing::default(),
         }
     }

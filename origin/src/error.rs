@@ -48,9 +48,9 @@ impl OriginError {
         matches!(self, Self::Upstream(error) if is_about_the_caller(error))
     }
 
-    /// Whether upstream is down or limits us, so that what it said before may be said again.
+    /// Whether upstream is down, limits us or may not be asked, so that what it said before may be said again.
     pub(crate) fn is_outage(&self) -> bool {
-        matches!(self, Self::Upstream(error) if error.is_retryable())
+        matches!(self, Self::Upstream(error) if error.is_retryable() || matches!(error, UpstreamError::Offline { .. }))
     }
 
     /// The answer to an OCI client.
@@ -82,10 +82,12 @@ pub(crate) fn is_about_the_caller(error: &UpstreamError) -> bool {
     match error {
         UpstreamError::Unauthorized { .. }
         | UpstreamError::Denied { .. }
+        | UpstreamError::Excluded { .. }
         | UpstreamError::NotFound { .. }
         | UpstreamError::Refused { .. }
         | UpstreamError::Request(_) => true,
-        UpstreamError::RateLimited { .. }
+        UpstreamError::Offline { .. }
+        | UpstreamError::RateLimited { .. }
         | UpstreamError::Server { .. }
         | UpstreamError::Transport(_)
         | UpstreamError::Timeout { .. }
@@ -97,8 +99,8 @@ pub(crate) fn is_about_the_caller(error: &UpstreamError) -> bool {
 fn code_of(error: &UpstreamError) -> Code {
     match error {
         UpstreamError::Unauthorized { .. } => Code::Unauthenticated,
-        UpstreamError::Denied { .. } => Code::PermissionDenied,
-        UpstreamError::NotFound { .. } => Code::NotFound,
+        UpstreamError::Denied { .. } | UpstreamError::Excluded { .. } => Code::PermissionDenied,
+        UpstreamError::NotFound { .. } | UpstreamError::Offline { .. } => Code::NotFound,
         UpstreamError::RateLimited { .. } => Code::ResourceExhausted,
         UpstreamError::Request(_) => Code::InvalidArgument,
         UpstreamError::Server { .. }

@@ -69,6 +69,8 @@ async fn respond(rooms: &Rooms, request: &Request<Incoming>, route: Route) -> Re
     let accept = accept_of(request.headers());
     let authorization = authorization_of(request.headers())?;
     let access = |repository| Access { repository, authorization };
+    let permitted = route.repository().map_or(Ok(()), |repository| rooms.gate.permits(repository));
+    permitted.map_err(|error| error.to_oci_error())?;
     match route {
         Route::Ping => Ok(document(HeaderMap::new(), Bytes::from_static(b"{}"))),
         Route::Manifest { repository, reference } => {

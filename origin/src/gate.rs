@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use shoal_meta::Digest;
-use shoal_registry::{Access, BlobBody, Document, Manifest, Reference, Upstream, UpstreamError};
+use shoal_registry::{Access, BlobBody, Document, Manifest, Reference, Repository, Upstream, UpstreamError};
 use tokio::time::Instant;
 
 use crate::lock;
@@ -38,6 +38,16 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(upstream: Upstream, metrics: OriginMetrics) -> Self {
         Self { upstream, paused: Mutex::new(Recent::new(REGISTRIES_MAX)), metrics }
+    }
+
+    /// Whether the configuration lets this repository be served.
+    pub(crate) fn permits(&self, repository: &Repository) -> Result<(), UpstreamError> {
+        self.upstream.permits(repository)
+    }
+
+    /// Whether the door is shut for good: nobody is asked who may have what is held.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.upstream.is_offline()
     }
 
     /// GET or HEAD of a manifest; `accept` may be empty.
@@ -101,7 +111,7 @@ impl Gate {
     fn admit(&self, registry: &str) -> Result<(), UpstreamError> {
         let now = Instant::now();
         let mut paused = lock(&self.paused);
-        let until = paused.get(&registry.to_owned()).copied();
+        let until = paused.get(&registry.to_owned()).copied().filter(|_| !self.upstream.has_mirrors(registry));
         match until.map(|until| until.saturating_duration_since(now)) {
             Some(left) if !left.is_zero() => Err(UpstreamError::RateLimited { retry_after: Some(left) }),
             Some(_) | None => Ok(()),
@@ -109,6 +119,10 @@ impl Gate {
     }
 
     fn note(&self, kind: &'static str, access: &Access, error: Option<&UpstreamError>) {
+        // Nobody was asked.
+        if matches!(error, Some(UpstreamError::Offline { .. } | UpstreamError::Excluded { .. })) {
+            return;
+        }
         self.metrics.upstream_requests.with_label_values(&[kind, outcome(error)]).inc();
         let pause = match error {
             Some(UpstreamError::RateLimited { retry_after }) => Some(retry_after.unwrap_or(PAUSE_DEFAULT)),
@@ -127,8 +141,8 @@ fn outcome(error: Option<&UpstreamError>) -> &'static str {
     match error {
         None => "ok",
         Some(UpstreamError::Unauthorized { .. }) => "401",
-        Some(UpstreamError::Denied { .. }) => "403",
-        Some(UpstreamError::NotFound { .. }) => "404",
+        Some(UpstreamError::Denied { .. } | UpstreamError::Excluded { .. }) => "403",
+        Some(UpstreamError::NotFound { .. } | UpstreamError::Offline { .. }) => "404",
         Some(UpstreamError::RateLimited { .. }) => "429",
         Some(UpstreamError::Server { .. }) => "5xx",
         Some(UpstreamError::Refused { .. }) => "4xx",

@@ -10,6 +10,7 @@ use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
 use shoal_registry::{Access, Reference, Repository, Secret};
 use tonic::{Request, Response, Status};
 
+use crate::error::OriginError;
 use crate::gate::Kind;
 use crate::metainfo;
 use crate::rooms::Rooms;
@@ -34,7 +35,7 @@ impl Origin for Service {
         request: Request<proto::ResolveRequest>,
     ) -> Result<Response<proto::ResolveResponse>, Status> {
         let request = request.into_inner();
-        let access = access_of(request.access)?;
+        let access = self.permitted(request.access)?;
         let reference: Reference = request.reference.parse().map_err(invalid)?;
         let resolved = self.rooms.manifests.resolve(&access, &reference, request.head, &request.accept).await;
         let resolved = resolved.map_err(|error| error.to_status())?;
@@ -52,7 +53,7 @@ impl Origin for Service {
         request: Request<proto::MetainfoRequest>,
     ) -> Result<Response<Self::MetainfoStream>, Status> {
         let request = request.into_inner();
-        let access = access_of(request.access)?;
+        let access = self.permitted(request.access)?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
         let streams = &self.rooms.metrics.streams;
         if streams.get() >= STREAMS_MAX {
@@ -76,7 +77,7 @@ impl Origin for Service {
         request: Request<proto::AuthorizeRequest>,
     ) -> Result<Response<proto::AuthorizeResponse>, Status> {
         let request = request.into_inner();
-        let access = access_of(request.access)?;
+        let access = self.permitted(request.access)?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
         let kind = if self.rooms.manifests.holds(&digest) {
             Kind::Manifest
@@ -88,6 +89,15 @@ impl Origin for Service {
         let valid = self.rooms.authorizer.check(&access, kind, &digest).await.map_err(|error| error.to_status())?;
         let valid_ms = u32::try_from(valid.as_millis()).unwrap_or(u32::MAX);
         Ok(Response::new(proto::AuthorizeResponse { valid_ms }))
+    }
+}
+
+impl Service {
+    /// On whose behalf it is, if the configuration lets that repository be served.
+    fn permitted(&self, access: Option<proto::Access>) -> Result<Access, Status> {
+        let access = access_of(access)?;
+        self.rooms.gate.permits(&access.repository).map_err(|error| OriginError::from(error).to_status())?;
+        Ok(access)
     }
 }
 

@@ -149,7 +149,11 @@ impl Manifests {
         if known.is_some() {
             return known;
         }
-        let (at, note) = self.notes.get(&key.about()).await?;
+        let mut found = self.notes.get(&key.about()).await;
+        if found.is_none() && self.gate.is_offline() {
+            found = self.notes.get(&key.of_anybody().about()).await;
+        }
+        let (at, note) = found?;
         Tagged::from_note(&note, at)
     }
 
@@ -189,6 +193,7 @@ impl Manifests {
             }
             let tagged = Tagged { manifest, at: Instant::now() };
             notes.put(&key.about(), tagged.to_note()).await;
+            notes.put(&key.of_anybody().about(), tagged.to_note()).await;
             lock(&tags).put(key, tagged.clone());
             Ok(tagged)
         }
@@ -247,6 +252,11 @@ impl Manifests {
 }
 
 impl TagKey {
+    /// The same tag, whatever is accepted: offline that is better than nothing.
+    fn of_anybody(&self) -> Self {
+        Self { accept: Vec::new(), ..self.clone() }
+    }
+
     /// What its note is about.
     fn about(&self) -> impl std::fmt::Debug {
         ("tag", &self.repository.registry, &self.repository.name, &self.tag, &self.accept)

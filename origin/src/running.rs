@@ -82,6 +82,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let upstream = Upstream::new(shoal_registry::Config {
         registries: config.registries.clone(),
         docker_config: config.docker_config.clone(),
+        allow: config.allow.clone(),
+        deny: config.deny.clone(),
+        offline: config.offline,
         timing: config.upstream_timing,
     })?;
     let grpc = bind(config.listen, "listen").await?;

@@ -6,6 +6,7 @@ mod ahead;
 mod authorize;
 mod fallback;
 mod ranges;
+mod registries;
 mod rig;
 mod serve;
 mod swarm;

@@ -130,18 +130,31 @@ impl Rig {
         shutdown: CancellationToken,
         trackers: Vec<String>,
     ) -> shoal_origin::Running {
-        let config = shoal_origin::Config {
-            listen,
+        self.origin_with(shutdown, |config| {
+            config.listen = listen;
+            config.trackers = trackers;
+        })
+        .await
+    }
+
+    /// An origin on the directory all origins of the rig use, with a setting or two of the test's.
+    pub(crate) async fn origin_with(
+        &self,
+        shutdown: CancellationToken,
+        adapt: impl FnOnce(&mut shoal_origin::Config),
+    ) -> shoal_origin::Running {
+        let mut config = shoal_origin::Config {
+            listen: LOCAL,
             peer_listen: LOCAL,
             admin_listen: LOCAL,
             http_listen: LOCAL,
             store: self.directory.path().join("origin"),
             store_max: Some(ByteSize::gib(1)),
             free_floor: ByteSize::bytes(0),
-            trackers,
             registries: self.registries(),
             ..shoal_origin::Config::default()
         };
+        adapt(&mut config);
         shoal_origin::start(config, shutdown).await.unwrap()
     }
 

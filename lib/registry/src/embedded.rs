@@ -56,7 +56,7 @@ pub enum Auth {
     },
     /// A token, which this registry's own token service at `/token` gives out.
     Token {
-        /// The user and password for a token; `None` gives a token to anybody.
+        /// The user and password for a token; the password is good as a refresh token too. `None` gives a token to anybody.
         user: Option<(String, String)>,
         /// How long a token is good.
         lifetime: Duration,
@@ -296,7 +296,7 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, std::convert::Infallible>(serve::answer(&shared, &request).await) }
+        async move { Ok::<_, std::convert::Infallible>(serve::answer(&shared, request).await) }
     });
     // An error is a client that left, or a fault that was asked for.
     if let Err(error) =

@@ -9,6 +9,7 @@
 pub mod embedded;
 pub mod error;
 pub mod path;
+mod pattern;
 pub mod range;
 pub mod reference;
 mod secret;

@@ -1,25 +1,26 @@
 //! The client of upstream registries: manifests, blobs, listings, over HTTP/1.1 with or without TLS.
 //!
 //! Called by the origin, and by an agent that falls back. It follows redirects, answers challenges when the caller brought
-//! no credentials of its own, retries what may succeed later, and takes a broken body up again at the exact offset. It
+//! no credentials of its own, asks mirrors first, retries what may succeed later, and takes a broken body up again at the exact offset. It
 //! does not cache content, does not join equal requests, and does not check a blob's digest: who stores it hashes it.
 
 mod backoff;
 mod body;
 mod challenge;
+mod config;
 mod credentials;
 mod endpoint;
 mod error;
+mod remap;
 mod request;
+mod rules;
+mod tls;
 mod token;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -31,56 +32,14 @@ use self::backoff::retry;
 use self::credentials::Credentials;
 use self::endpoint::Endpoints;
 use self::request::{Ask, text_header};
+use self::rules::Rules;
 use self::token::Tokens;
 use crate::error::OciCode;
 use crate::reference::{Reference, Repository};
 use crate::secret::Secret;
 
+pub use config::{Config, RegistryConfig, Timing};
 pub use error::{ConfigError, ErrorParts, UpstreamError};
-
-/// How upstream registries are reached.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Registries that differ from the rule `https://<registry>/v2/`, by the name clients call them. Default: none; then
-    /// only registries on localhost and 127.0.0.0/8 are reached over plain HTTP, as Docker does.
-    pub registries: BTreeMap<String, RegistryConfig>,
-    /// A Docker config file whose `auths` are used for requests that bring no credentials. Default: none.
-    pub docker_config: Option<PathBuf>,
-    /// Time-outs and retries.
-    #[serde(skip)]
-    pub timing: Timing,
-}
-
-/// How one registry is reached.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RegistryConfig {
-    /// Where it is, such as `https://mirror.example:5000`, with a path before `/v2/` if there is one. Default: the
-    /// registry's own name.
-    pub url: Option<String>,
-    /// Whether it is reached without TLS. Default: false; a `url` with a scheme decides by itself.
-    pub plain_http: bool,
-    /// A file of PEM certificates to trust beside the system's. Default: none.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// Time-outs and retries of upstream requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// Until a TCP connection stands. Default: 5 s.
-    pub connect: Duration,
-    /// From a request to its headers, with connection and TLS. Default: 10 s.
-    pub headers: Duration,
-    /// Without one byte of a body, before it counts as stalled. Default: 10 s.
-    pub progress: Duration,
-    /// The first pause before a retry; it doubles with each and is drawn between half and all of it. Default: 200 ms.
-    pub backoff_first: Duration,
-    /// The longest pause, and the longest `Retry-After` that is waited for; a longer one is an error. Default: 5 s.
-    pub backoff_max: Duration,
-    /// How often in a row a request may fail. Default: 4.
-    pub attempts: u32,
-}
 
 /// What is asked of upstream on whose behalf.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -127,6 +86,8 @@ pub struct BlobBody {
 pub struct Upstream(Arc<Inner>);
 
 struct Inner {
+    rules: Rules,
+    offline: bool,
     endpoints: Endpoints,
     credentials: Credentials,
     tokens: Tokens,
@@ -137,14 +98,37 @@ impl Upstream {
     /// Reads the certificates and credentials named by the configuration; asks nobody yet.
     ///
     /// # Errors
-    /// When a file cannot be read or a URL is not one.
+    /// When a file cannot be read, or a URL or a rule is not one.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let endpoints = Endpoints::new(config.registries, config.timing.connect)?;
-        let credentials = match &config.docker_config {
-            Some(path) => Credentials::read(path)?,
-            None => Credentials::default(),
-        };
-        Ok(Self(Arc::new(Inner { endpoints, credentials, tokens: Tokens::default(), timing: config.timing })))
+        Ok(Self(Arc::new(Inner {
+            rules: Rules::new(&config.allow, &config.deny)?,
+            offline: config.offline,
+            endpoints: Endpoints::new(&config.registries, config.timing.connect)?,
+            credentials: Credentials::open(&config)?,
+            tokens: Tokens::default(),
+            timing: config.timing,
+        })))
+    }
+
+    /// Whether the configuration lets this repository be served: what it excludes is neither fetched nor given.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Excluded`], which names the rule.
+    pub fn permits(&self, repository: &Repository) -> Result<(), UpstreamError> {
+        self.0.rules.check(repository)
+    }
+
+    /// Whether a registry has mirrors: while it limits our requests, they can be asked all the same, and it is left alone.
+    #[must_use]
+    pub fn has_mirrors(&self, registry: &str) -> bool {
+        self.0.endpoints.find(registry).are_several()
+    }
+
+    /// Whether upstream is never asked: every method then fails with [`UpstreamError::Offline`], and what is held may be
+    /// given to whoever asks, as nobody can say who may have it.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.0.offline
     }
 
     /// Gets a manifest or index, or with `head` only its digest, type and length. `accept` are media types in order of
@@ -295,19 +279,6 @@ fn embedded_media_type(content: &[u8]) -> Option<String> {
         media_type: String,
     }
     serde_json::from_slice::<Typed>(content).ok().map(|typed| typed.media_type)
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            headers: Duration::from_secs(10),
-            progress: Duration::from_secs(10),
-            backoff_first: Duration::from_millis(200),
-            backoff_max: Duration::from_secs(5),
-            attempts: 4,
-        }
-    }
 }
 
 impl Access {

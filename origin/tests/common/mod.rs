@@ -70,6 +70,12 @@ impl Lab {
 
     /// Stops the origin and starts another on the same directory.
     pub(crate) async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// The same, with another configuration.
+    pub(crate) async fn restart_with(mut self, adjust: impl FnOnce(&mut Config)) -> Self {
+        adjust(&mut self.config);
         self.shutdown.cancel();
         self.origin.stopped().await;
         let shutdown = CancellationToken::new();

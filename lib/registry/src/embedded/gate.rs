@@ -49,11 +49,13 @@ impl Gate {
         }
     }
 
-    /// Gives a token for the scope in the query of a request to `/token`.
+    /// Gives a token for the scope in the query of a request to `/token`, or in its form.
     pub(super) fn grant(&self, query: &str, authorization: Option<&str>) -> Option<Token> {
         let Auth::Token { user, lifetime } = &self.auth else { return None };
+        let refresh = query.split('&').find_map(|pair| pair.strip_prefix("refresh_token="));
         if let Some((user, password)) = user
             && authorization != Some(basic(user, password).as_str())
+            && refresh != Some(password)
         {
             return None;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
 use shoal_meta::Digest;
@@ -16,9 +16,12 @@ use crate::path::{self, Route};
 use crate::range::{self, RangeSet};
 use crate::reference::Reference;
 
+/// The longest form we read, in bytes.
+const FORM_LENGTH_MAX: usize = 64 * 1024;
+
 /// Answers one request, with a fault if one was injected for it.
-pub(super) async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
-    let recorded = recorded(request);
+pub(super) async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let recorded = recorded(&request);
     let fault = {
         let mut state = shared.state();
         let fault = state.fault_for(&format!("{} {}", recorded.method, recorded.path));
@@ -36,7 +39,12 @@ pub(super) async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) ->
         }
         fault => {
             let fault = fault.as_ref();
-            let mut response = route(shared, request, fault).unwrap_or_else(|error| small(error.into_response()));
+            let answer = if request.method() == Method::POST && request.uri().path() == "/token" {
+                posted(shared, request).await
+            } else {
+                route(shared, &request, fault)
+            };
+            let mut response = answer.unwrap_or_else(|error| small(error.into_response()));
             apply_to_headers(response.headers_mut(), fault);
             response
         }
@@ -88,6 +96,15 @@ fn route(shared: &Arc<Shared>, request: &Request<Incoming>, fault: Option<&Fault
             Err(OciError::new(StatusCode::NOT_FOUND, OciCode::Unsupported, "referrers are not offered"))
         }
     }
+}
+
+/// A token for a form of Docker's "OAuth2" specification.
+async fn posted(shared: &Shared, request: Request<Incoming>) -> Result<Response<Body>, OciError> {
+    let form = Limited::new(request.into_body(), FORM_LENGTH_MAX)
+        .collect()
+        .await
+        .map_err(|_| OciError::new(StatusCode::BAD_REQUEST, OciCode::Unknown, "the form cannot be read"))?;
+    token(shared, &String::from_utf8_lossy(&form.to_bytes()), None)
 }
 
 fn token(shared: &Shared, query: &str, authorization: Option<&str>) -> Result<Response<Body>, OciError> {

@@ -1,5 +1,7 @@
 //! The body of a blob: opened at an offset, taken up again where it broke, and never shorter or longer than declared.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Method, StatusCode, header};
@@ -7,6 +9,7 @@ use hyper::body::Incoming;
 use shoal_meta::Digest;
 
 use super::backoff::{Backoff, retry};
+use super::endpoint::Endpoint;
 use super::request::{Ask, next_bytes, text_header};
 use super::{Access, BlobBody, Upstream, UpstreamError};
 use crate::error::OciCode;
@@ -44,6 +47,7 @@ pub(super) async fn open(
         length,
         position: offset,
         body: opened.body,
+        mirror: opened.mirror,
         skip: opened.skip,
         backoff: Backoff::new(timing),
         resumes: 0,
@@ -80,6 +84,8 @@ pub(super) async fn length(upstream: &Upstream, access: &Access, digest: &Digest
 /// An answer that begins at or before the offset asked for.
 struct Opened {
     body: Incoming,
+    /// The mirror that answered, if one did.
+    mirror: Option<Arc<Endpoint>>,
     /// The whole blob's length.
     length: u64,
     /// Bytes to throw away first, when the server ignored the range.
@@ -114,7 +120,8 @@ async fn open_once(
     if offset > length {
         return Err(UpstreamError::Protocol(format!("the blob has {length} bytes and byte {offset} was asked for")));
     }
-    Ok(Opened { body: response.into_body(), length, skip: offset - start })
+    let mirror = response.extensions().get().cloned();
+    Ok(Opened { body: response.into_body(), mirror, length, skip: offset - start })
 }
 
 /// Where a 206 begins, and the whole length.
@@ -138,6 +145,7 @@ struct Resuming {
     /// The next byte to give out. Never beyond `length`.
     position: u64,
     body: Incoming,
+    mirror: Option<Arc<Endpoint>>,
     skip: u64,
     backoff: Backoff,
     resumes: u32,
@@ -177,6 +185,9 @@ impl Resuming {
 
     /// Opens the body again at `position`, or gives the error that ends it.
     async fn recover(&mut self, mut error: UpstreamError) -> Result<(), UpstreamError> {
+        if let Some(mirror) = self.mirror.take() {
+            mirror.note(&error);
+        }
         loop {
             self.resumes += 1;
             let pause = self.backoff.pause_after(&error).filter(|_| self.resumes <= RESUMES_MAX);
@@ -187,6 +198,7 @@ impl Resuming {
             match open_once(&self.upstream, &self.access, &self.digest, self.position, known).await {
                 Ok(opened) => {
                     self.body = opened.body;
+                    self.mirror = opened.mirror;
                     self.skip = opened.skip;
                     return Ok(());
                 }

@@ -1,16 +1,22 @@
-//! Credentials from a Docker config file (`config.json`, a Kubernetes pull secret's `.dockerconfigjson`, podman's
-//! `auth.json`): its `auths`, not its credential helpers.
+//! Credentials for requests that bring none, from files: Docker's `config.json`, podman's `auth.json`, pull secrets of
+//! Kubernetes. Asked by `token` when upstream wants to know who we are.
+//!
+//! A file is read again when it has changed, as a mounted secret does when it is rotated.
+
+mod document;
+mod helper;
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-
-use super::ConfigError;
-use crate::reference::{DOCKER_HUB, Repository};
+use self::document::Document;
+use self::helper::Helpers;
+use super::endpoint::registry_name;
+use super::{Config, ConfigError};
+use crate::reference::Repository;
 use crate::secret::Secret;
 
 /// The longest file we read, in bytes.
@@ -25,153 +31,176 @@ pub(super) enum Credential {
     Identity(Secret),
 }
 
-/// All credentials, by registry or by registry and the beginning of a repository name.
+/// All credentials.
 #[derive(Debug, Default)]
-pub(super) struct Credentials(BTreeMap<String, Credential>);
-
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-    #[serde(default, rename = "credHelpers")]
-    helpers: BTreeMap<String, String>,
-    #[serde(rename = "credsStore")]
-    store: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
+pub(super) struct Credentials {
+    /// Files that are for one registry, by its name.
+    registries: BTreeMap<String, Watched>,
+    /// The file for all others, and for what those do not have.
+    common: Option<Watched>,
+    helpers: Helpers,
 }
 
 impl Credentials {
-    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let refused = |cause: Box<dyn Error + Send + Sync>| ConfigError::DockerConfig { path: path.to_owned(), cause };
-        let length = std::fs::metadata(path).map_err(|error| refused(error.into()))?.len();
-        if length > FILE_LENGTH_MAX {
-            return Err(refused(format!("it is longer than {FILE_LENGTH_MAX} bytes").into()));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| refused(error.into()))?;
-        Self::parse(&text).map_err(refused)
-    }
-
-    fn parse(text: &str) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        // serde_json's messages may quote a value: only the place is told.
-        let file: File = serde_json::from_str(text)
-            .map_err(|error| format!("it is not a Docker config: line {}, column {}", error.line(), error.column()))?;
-        if file.store.is_some() || !file.helpers.is_empty() {
-            tracing::warn!("credential helpers of the docker config are not run; only its auths are used");
-        }
-        let mut credentials = BTreeMap::new();
-        for (key, entry) in file.auths {
-            if let Some(credential) = entry.credential().map_err(|reason| format!("auths.{key:?}: {reason}"))? {
-                credentials.insert(normalised(&key), credential);
+    /// Reads the files a configuration names.
+    pub(super) fn open(config: &Config) -> Result<Self, ConfigError> {
+        let mut registries = BTreeMap::new();
+        for (registry, config) in &config.registries {
+            if let Some(path) = &config.credentials_file {
+                let key = format!("credentials_file of registry {registry:?}");
+                registries.insert(registry_name(registry)?, Watched::open(key, path)?);
             }
         }
-        Ok(Self(credentials))
+        let common = config.docker_config.as_deref().map(|path| Watched::open("docker_config".to_owned(), path));
+        Ok(Self { registries, common: common.transpose()?, helpers: Helpers::default() })
     }
 
-    /// The credential for a repository: the one whose key matches most of `registry/name`.
-    pub(super) fn find(&self, repository: &Repository) -> Option<&Credential> {
-        let path = repository.to_string();
-        let mut key = path.as_str();
-        loop {
-            if let Some(credential) = self.0.get(key) {
+    /// The credential for a repository. In each file a helper for its registry goes first, then the entry that fits best,
+    /// then the store for all registries.
+    pub(super) async fn find(&self, repository: &Repository) -> Option<Credential> {
+        for file in self.registries.get(&repository.registry).into_iter().chain(&self.common) {
+            let document = file.current();
+            if let Some(helper) = document.helper(&repository.registry)
+                && let Some(credential) = self.helpers.get(helper, &repository.registry).await
+            {
                 return Some(credential);
             }
-            key = key.rsplit_once('/')?.0;
-        }
-    }
-}
-
-impl Entry {
-    /// `None` for an entry that a credential helper left empty.
-    fn credential(self) -> Result<Option<Credential>, &'static str> {
-        let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-        if let Some(token) = filled(self.identitytoken) {
-            return Ok(Some(Credential::Identity(Secret::new(token))));
-        }
-        let pair = match (filled(self.auth), filled(self.username), filled(self.password)) {
-            (Some(auth), _, _) => {
-                let bytes = STANDARD.decode(auth.trim()).map_err(|_| "auth is not base64")?;
-                let pair = String::from_utf8(bytes).map_err(|_| "auth is not UTF-8")?;
-                // Docker ends what it wrote with NUL bytes at times.
-                let pair = pair.trim_end_matches('\0');
-                pair.contains(':').then(|| pair.to_owned()).ok_or("auth is not base64 of user:password")?
+            if let Some(credential) = document.entry(repository) {
+                return Some(credential.clone());
             }
-            (None, Some(username), Some(password)) => format!("{username}:{password}"),
-            (None, _, _) => return Ok(None),
-        };
-        Ok(Some(Credential::Basic(Secret::new(format!("Basic {}", STANDARD.encode(pair))))))
+            if let Some(store) = document.store()
+                && let Some(credential) = self.helpers.get(store, &repository.registry).await
+            {
+                return Some(credential);
+            }
+        }
+        None
     }
 }
 
-/// A key without scheme and without the legacy `/v1/` or `/v2/`; Docker Hub's hosts under its one name.
-fn normalised(key: &str) -> String {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key).trim_end_matches('/');
-    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
-    let (host, path) = key.split_once('/').map_or((key, None), |(host, path)| (host, Some(path)));
-    let host = match host.to_ascii_lowercase().as_str() {
-        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
-        other => other.to_owned(),
-    };
-    path.map_or(host.clone(), |path| format!("{host}/{path}"))
+/// A file, as it was when it could last be read.
+#[derive(Debug)]
+struct Watched {
+    key: String,
+    path: PathBuf,
+    read: Mutex<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    /// Of the file last looked at, readable or not; none when there was none.
+    stamp: Option<Stamp>,
+    document: Arc<Document>,
+}
+
+/// What changes when a file is written, or another put in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl Watched {
+    fn open(key: String, path: &Path) -> Result<Self, ConfigError> {
+        // Before it is read: a change in between is then seen at the first use.
+        let stamp = Stamp::of(path);
+        match read(path) {
+            Ok(document) => {
+                let read = Mutex::new(Read { stamp, document: Arc::new(document) });
+                Ok(Self { key, path: path.to_owned(), read })
+            }
+            Err(cause) => Err(ConfigError::Credentials { key, path: path.to_owned(), cause }),
+        }
+    }
+
+    /// What the file says now. One that is gone or broken changes nothing until it is whole again.
+    fn current(&self) -> Arc<Document> {
+        let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = Stamp::of(&self.path);
+        if stamp != last.stamp {
+            last.stamp = stamp;
+            match read(&self.path) {
+                Ok(document) => {
+                    last.document = Arc::new(document);
+                    tracing::info!(path = %self.path.display(), "credentials are read anew");
+                }
+                Err(error) => {
+                    let (key, path) = (&self.key, self.path.display());
+                    tracing::error!(key, %path, error, "credentials cannot be read; using those read before");
+                }
+            }
+        }
+        Arc::clone(&last.document)
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self { inode: metadata.ino(), length: metadata.len(), modified: metadata.modified().ok() })
+    }
+}
+
+fn read(path: &Path) -> Result<Document, Cause> {
+    if std::fs::metadata(path)?.len() > FILE_LENGTH_MAX {
+        return Err(format!("it is longer than {FILE_LENGTH_MAX} bytes").into());
+    }
+    Document::parse(&std::fs::read(path)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn find(config: &str, image: &str) -> Option<Credential> {
-        Credentials::parse(config).unwrap().find(&Repository::parse(image).unwrap()).cloned()
+    fn config_of(password: &str) -> String {
+        format!(r#"{{"auths":{{"r.example":{{"username":"me","password":"{password}"}}}}}}"#)
     }
 
-    fn basic(pair: &str) -> Option<Credential> {
-        Some(Credential::Basic(Secret::new(format!("Basic {}", STANDARD.encode(pair)))))
+    async fn found(credentials: &Credentials) -> Option<Credential> {
+        credentials.find(&Repository::new("r.example", "app").unwrap()).await
     }
 
-    #[test]
-    fn legacy_keys_are_understood() {
-        for key in ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "https://registry-1.docker.io/v2/"] {
-            let config = format!(r#"{{"auths":{{"{key}":{{"auth":"{}"}}}}}}"#, STANDARD.encode("me:secret"));
-            assert_eq!(find(&config, "nginx"), basic("me:secret"), "{key}");
-            assert_eq!(find(&config, "ghcr.io/org/app"), None, "{key}");
-        }
-        let config = r#"{"auths":{"http://LOCALHOST:5000":{"username":"u","password":"p:q"}},"other":1}"#;
-        assert_eq!(find(config, "localhost:5000/app"), basic("u:p:q"));
+    #[tokio::test]
+    async fn a_file_is_read_again_when_another_is_put_in_its_place_and_a_broken_one_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        let replace = |text: &str| {
+            std::fs::write(directory.path().join("next"), text).unwrap();
+            std::fs::rename(directory.path().join("next"), &path).unwrap();
+        };
+        replace(&config_of("one"));
+        let config = Config { docker_config: Some(path.clone()), ..Config::default() };
+        let credentials = Credentials::open(&config).unwrap();
+        assert_eq!(found(&credentials).await, Some(document::basic("me", "one")));
+        replace(&config_of("two"));
+        assert_eq!(found(&credentials).await, Some(document::basic("me", "two")));
+        replace("{");
+        assert_eq!(found(&credentials).await, Some(document::basic("me", "two")));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found(&credentials).await, Some(document::basic("me", "two")));
+        replace(&config_of("three"));
+        assert_eq!(found(&credentials).await, Some(document::basic("me", "three")));
     }
 
-    #[test]
-    fn the_longest_matching_key_decides() {
-        let config = r#"{"auths":{
-            "quay.io":{"username":"a","password":"a"},
-            "quay.io/org":{"username":"b","password":"b"},
-            "quay.io/org/app":{"username":"c","password":"c"}}}"#;
-        assert_eq!(find(config, "quay.io/other/app"), basic("a:a"));
-        assert_eq!(find(config, "quay.io/org/other"), basic("b:b"));
-        assert_eq!(find(config, "quay.io/org/app"), basic("c:c"));
-        assert_eq!(find(config, "quay.io/organ/app"), basic("a:a"));
-    }
-
-    #[test]
-    fn an_identity_token_goes_before_a_password_and_an_empty_entry_is_none() {
-        let config = r#"{"auths":{"a.io":{"auth":"PHRva2VuPjo=","identitytoken":"t"},"b.io":{}}}"#;
-        assert_eq!(find(config, "a.io/x"), Some(Credential::Identity(Secret::new("t"))));
-        assert_eq!(find(config, "b.io/x"), None);
-    }
-
-    #[test]
-    fn a_broken_file_is_refused_without_showing_its_values() {
-        for config in
-            ["{", "[1]", r#"{"auths":{"a":{"auth":"s3cret!"}}}"#, r#"{"auths":{"a":{"auth":"czNjcmV0IQ=="}}}"#]
-        {
-            let message = Credentials::parse(config).unwrap_err().to_string();
-            assert!(!message.contains("s3cret!"), "{message}");
-        }
-        let broken = r#"{"auths":{"a":"s3cret!"}}"#;
-        assert!(!Credentials::parse(broken).unwrap_err().to_string().contains("s3cret!"));
+    #[tokio::test]
+    async fn the_file_of_a_registry_goes_before_the_common_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).unwrap();
+            Some(directory.path().join(name))
+        };
+        let own = super::super::RegistryConfig {
+            credentials_file: file("own", &config_of("own")),
+            ..super::super::RegistryConfig::default()
+        };
+        let common = file("common", &config_of("common"));
+        let other = Config { docker_config: common.clone(), ..Config::default() };
+        let config =
+            Config { registries: [("R.example".to_owned(), own)].into(), docker_config: common, ..other.clone() };
+        assert_eq!(found(&Credentials::open(&config).unwrap()).await, Some(document::basic("me", "own")));
+        assert_eq!(found(&Credentials::open(&other).unwrap()).await, Some(document::basic("me", "common")));
     }
 }

@@ -1,91 +1,187 @@
-//! Where a registry is, and the HTTP client that reaches it: TLS with the system's certificates, connections kept.
+//! Where a registry can be asked: its mirrors in order, then itself.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Uri;
-use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use tokio::time::Instant;
 
+use super::remap::Remap;
+use super::tls::{Clients, HttpClient};
 use super::{ConfigError, RegistryConfig, UpstreamError};
 use crate::reference::{DOCKER_HUB, Repository};
 
-/// Idle connections kept to one host.
-const IDLE_CONNECTIONS_MAX: usize = 8;
-/// How long an idle connection is kept; shorter than the servers' usual minute.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// After how much silence TCP asks whether the other side still lives.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a mirror that is down is left alone.
+const PAUSE: Duration = Duration::from_secs(30);
+/// The longest a server is left alone, whatever it asks for.
+const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// The most a connection buffers while it reads, in bytes; the headers of an answer must fit.
-const READ_BUFFER_MAX: usize = 256 * 1024;
-
-pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
-
-/// One registry: its URL up to `/v2/` and the client to use.
-#[derive(Clone)]
+/// One server that has a registry's content: its URL up to `/v2/`, what names are there, and the clients to use.
 pub(super) struct Endpoint {
     base: String,
-    pub(super) client: HttpClient,
+    /// What stands before every name: empty, or words and a `/`.
+    prefix: String,
+    remap: Remap,
+    clients: Clients,
+    /// Of a mirror: what it is called, and so whose credentials are used.
+    host: Option<String>,
+    /// Of one that is left alone.
+    resume_at: Mutex<Option<Instant>>,
+}
+
+/// All servers of one registry.
+#[derive(Clone)]
+pub(super) struct Places {
+    mirrors: Vec<Arc<Endpoint>>,
+    pub(super) registry: Arc<Endpoint>,
 }
 
 /// All registries: those configured, and the rule for any other.
 pub(super) struct Endpoints {
-    configured: BTreeMap<String, Endpoint>,
-    client: HttpClient,
+    configured: BTreeMap<String, Places>,
+    common: Clients,
 }
 
 impl Endpoints {
     pub(super) fn new(
-        registries: BTreeMap<String, RegistryConfig>,
+        registries: &BTreeMap<String, RegistryConfig>,
         connect_timeout: Duration,
     ) -> Result<Self, ConfigError> {
-        let client = http_client(system_roots().clone(), connect_timeout);
+        let common = Clients::common(connect_timeout);
+        let mut clients = BTreeMap::new();
+        for (registry, config) in registries {
+            clients.insert(registry_name(registry)?, common.with(registry, config, connect_timeout)?);
+        }
+        let clients_of = |host: &str| clients.get(host).unwrap_or(&common).clone();
         let mut configured = BTreeMap::new();
         for (registry, config) in registries {
-            // The name inside does not matter: only the registry is checked and brought to its one spelling.
-            let name = Repository::new(&registry, "any/name").map_err(ConfigError::Registry)?.registry;
-            let client = match &config.ca_file {
-                None => client.clone(),
-                Some(path) => http_client(roots_with(&registry, path)?, connect_timeout),
+            let name = registry_name(registry)?;
+            let remap = Remap::new(registry, &config.remap)?;
+            if config.url.is_none() && config.mirrors.is_empty() {
+                remap.unused(registry).map_or(Ok(()), Err)?;
+            }
+            let own = match &config.url {
+                None if config.plain_http => Endpoint::new(format!("http://{}", host_of(&name)), clients_of(&name)),
+                None => Endpoint::new(base_of(&name), clients_of(&name)),
+                Some(url) => {
+                    let refused = || refused_url(registry, "url", url);
+                    let (base, prefix) = configured_base(url, config.plain_http).ok_or_else(refused)?;
+                    Endpoint { prefix, remap: remap.clone(), ..Endpoint::new(base, clients_of(&name)) }
+                }
             };
-            let base = match &config.url {
-                None if config.plain_http => format!("http://{}", host_of(&name)),
-                None => base_of(&name),
-                Some(url) => configured_base(&registry, url, config.plain_http)?,
-            };
-            configured.insert(name, Endpoint { base, client });
+            let mirrors = config.mirrors.iter().map(|url| {
+                let refused = || refused_url(registry, "mirrors", url);
+                let (base, prefix) = configured_base(url, false).ok_or_else(refused)?;
+                let authority = base.split("://").nth(1).and_then(|rest| rest.split('/').next()).ok_or_else(refused)?;
+                let host = registry_name(authority)?;
+                let remap = remap.clone();
+                let endpoint = Endpoint::new(base, clients_of(&host));
+                Ok(Arc::new(Endpoint { prefix, remap, host: Some(host), ..endpoint }))
+            });
+            let mirrors = mirrors.collect::<Result<_, ConfigError>>()?;
+            configured.insert(name, Places { mirrors, registry: Arc::new(own) });
         }
-        Ok(Self { configured, client })
+        Ok(Self { configured, common })
     }
 
-    pub(super) fn find(&self, registry: &str) -> Endpoint {
-        let by_rule = || Endpoint { base: base_of(registry), client: self.client.clone() };
-        self.configured.get(registry).cloned().unwrap_or_else(by_rule)
+    pub(super) fn find(&self, registry: &str) -> Places {
+        self.configured.get(registry).cloned().unwrap_or_else(|| {
+            let endpoint = Endpoint::new(base_of(registry), self.common.clone());
+            Places { mirrors: Vec::new(), registry: Arc::new(endpoint) }
+        })
+    }
+}
+
+impl Places {
+    /// Whether there are mirrors beside the registry.
+    pub(super) fn are_several(&self) -> bool {
+        !self.mirrors.is_empty()
+    }
+
+    /// The mirrors to ask now. What a caller proves itself with is the registry's to check: with `brought`, only mirrors at
+    /// the registry's own server are.
+    pub(super) fn mirrors(&self, brought: bool) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let now = Instant::now();
+        let registry: Option<Uri> = self.registry.base.parse().ok();
+        self.mirrors.iter().filter(move |mirror| {
+            let own = || registry.as_ref().zip(mirror.base.parse().ok()).is_some_and(|(a, b)| same_origin(a, &b));
+            mirror.rests(now).is_none() && (!brought || own())
+        })
     }
 }
 
 impl Endpoint {
+    fn new(base: String, clients: Clients) -> Self {
+        let (prefix, remap, host, resume_at) = (String::new(), Remap::default(), None, Mutex::default());
+        Self { base, prefix, remap, clients, host, resume_at }
+    }
+
+    /// What a repository is called here: its name, below the host whose credentials are to be used.
+    pub(super) fn locate(&self, repository: &Repository) -> Result<Located, UpstreamError> {
+        let name = format!("{}{}", self.prefix, self.remap.apply(&repository.name));
+        let account = match &self.host {
+            None => repository.clone(),
+            Some(host) => Repository::new(host, &name)
+                .map_err(|_| UpstreamError::Request(format!("{name:?} is no name of a repository")))?,
+        };
+        Ok(Located { name, account })
+    }
+
     /// The URL of something in a repository; `rest` follows `/v2/<name>/`.
-    pub(super) fn uri(&self, repository: &Repository, rest: &str) -> Result<Uri, UpstreamError> {
-        format!("{}/v2/{}/{rest}", self.base, repository.name)
+    pub(super) fn uri(&self, located: &Located, rest: &str) -> Result<Uri, UpstreamError> {
+        format!("{}/v2/{}/{rest}", self.base, located.name)
             .parse()
             .map_err(|_| UpstreamError::Request("the path is not one of a URL".to_owned()))
+    }
+
+    /// The client for a URL we were sent to.
+    pub(super) fn client_for(&self, uri: &Uri) -> &HttpClient {
+        let own = self.base.parse().is_ok_and(|base| same_origin(&base, uri));
+        if own { &self.clients.host } else { &self.clients.elsewhere }
     }
 
     pub(super) fn is_plain(&self) -> bool {
         self.base.starts_with("http:")
     }
+
+    /// Leaves it alone for a while after an error that another request would meet too.
+    pub(super) fn note(&self, error: &UpstreamError) {
+        tracing::debug!(server = self.base, %error, "asking the next server");
+        if error.is_retryable() {
+            let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, PAUSE_MAX);
+            let until = self.resume_at().replace(Instant::now() + pause);
+            if until.is_none() {
+                tracing::warn!(server = self.base, %error, ?pause, "leaving a server alone");
+            }
+        }
+    }
+
+    /// Notes that it gave something.
+    pub(super) fn note_good(&self) {
+        if self.resume_at().take().is_some() {
+            tracing::info!(server = self.base, "server is back");
+        }
+    }
+
+    /// For how long it is still left alone.
+    pub(super) fn rests(&self, now: Instant) -> Option<Duration> {
+        let left = self.resume_at().map(|at| at.saturating_duration_since(now));
+        left.filter(|left| !left.is_zero())
+    }
+
+    fn resume_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.resume_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A repository at one server.
+pub(super) struct Located {
+    /// Its name there.
+    pub(super) name: String,
+    /// Under which credentials and tokens are kept.
+    pub(super) account: Repository,
 }
 
 /// Whether two URLs are of one server, so that what is meant for the first may go to the second.
@@ -132,66 +228,29 @@ fn is_local(registry: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn configured_base(registry: &str, url: &str, plain_http: bool) -> Result<String, ConfigError> {
-    let refused = || ConfigError::Url { registry: registry.to_owned(), url: url.to_owned() };
+/// Brings a registry's name to its one spelling.
+pub(super) fn registry_name(text: &str) -> Result<String, ConfigError> {
+    // The name inside does not matter.
+    Ok(Repository::new(text, "any/name").map_err(ConfigError::Registry)?.registry)
+}
+
+fn refused_url(registry: &str, key: &'static str, url: &str) -> ConfigError {
+    ConfigError::Url { registry: registry.to_owned(), key, url: url.to_owned() }
+}
+
+/// Splits a URL into what is before `/v2/` and what is to be put before each name.
+fn configured_base(url: &str, plain_http: bool) -> Option<(String, String)> {
     let scheme = if plain_http { "http" } else { "https" };
     let absolute = if url.contains("://") { url.to_owned() } else { format!("{scheme}://{url}") };
-    let uri: Uri = absolute.parse().map_err(|_| refused())?;
-    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(refused)?;
-    match uri.scheme_str() {
-        Some(scheme @ ("http" | "https")) if uri.query().is_none() => {
-            let path = uri.path().trim_end_matches('/');
-            Ok(format!("{scheme}://{authority}{}", path.strip_suffix("/v2").unwrap_or(path)))
-        }
-        Some(_) | None => Err(refused()),
+    let uri: Uri = absolute.parse().ok()?;
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+    let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https") && uri.query().is_none())?;
+    let path = format!("{}/", uri.path().trim_end_matches('/'));
+    let (before, prefix) = path.split_once("/v2/").unwrap_or((path.trim_end_matches('/'), ""));
+    if !prefix.is_empty() {
+        Repository::new("r.example", prefix.trim_end_matches('/')).ok()?;
     }
-}
-
-fn http_client(roots: RootCertStore, connect_timeout: Duration) -> HttpClient {
-    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider offers the default versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(connect_timeout));
-    http.set_nodelay(true);
-    http.set_keepalive(Some(KEEPALIVE));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .http1_max_buf_size(READ_BUFFER_MAX)
-        .build(connector)
-}
-
-/// The system's certificates, or those of webpki-roots where the system has none; read once.
-fn system_roots() -> &'static RootCertStore {
-    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
-    ROOTS.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            tracing::debug!("the system has no certificates; using the built-in ones");
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        roots
-    })
-}
-
-fn roots_with(registry: &str, path: &Path) -> Result<RootCertStore, ConfigError> {
-    let refused = |cause| ConfigError::CaFile { registry: registry.to_owned(), path: path.to_owned(), cause };
-    let mut roots = system_roots().clone();
-    let mut found = false;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| refused(error.into()))? {
-        let certificate = certificate.map_err(|error| refused(error.into()))?;
-        roots.add(certificate).map_err(|error| refused(error.into()))?;
-        found = true;
-    }
-    if found { Ok(roots) } else { Err(refused("it holds no PEM certificate".into())) }
+    Some((format!("{scheme}://{authority}{before}"), prefix.to_owned()))
 }
 
 #[cfg(test)]
@@ -211,13 +270,74 @@ mod tests {
 
     #[test]
     fn a_configured_url_is_taken_with_or_without_scheme_and_path() {
-        let base = |url, plain| configured_base("r", url, plain).map_err(|error| error.to_string());
-        assert_eq!(base("https://mirror.example:5000/", false).unwrap(), "https://mirror.example:5000");
-        assert_eq!(base("mirror.example/prefix/v2/", true).unwrap(), "http://mirror.example/prefix");
-        assert_eq!(base("http://10.0.0.1", false).unwrap(), "http://10.0.0.1");
-        for url in ["ftp://x", "", "http://", "https://user:secret@x", "https://x/?q", "a b"] {
-            assert!(base(url, false).is_err(), "{url:?}");
+        let base = |url, plain| configured_base(url, plain).map(|(base, prefix)| format!("{base} {prefix}"));
+        assert_eq!(base("https://mirror.example:5000/", false).unwrap(), "https://mirror.example:5000 ");
+        assert_eq!(base("mirror.example/prefix/v2/", true).unwrap(), "http://mirror.example/prefix ");
+        assert_eq!(base("http://10.0.0.1", false).unwrap(), "http://10.0.0.1 ");
+        assert_eq!(base("https://harbor.example/v2/proxy", false).unwrap(), "https://harbor.example proxy/");
+        assert_eq!(base("https://a.example/api/v2/x/y/", false).unwrap(), "https://a.example/api x/y/");
+        for url in ["ftp://x", "", "http://", "https://user:secret@x", "https://x/?q", "a b", "https://x/v2/A"] {
+            assert_eq!(base(url, false), None, "{url:?}");
         }
+    }
+
+    fn places(config: RegistryConfig) -> Result<Places, ConfigError> {
+        let registries = [("docker.io".to_owned(), config)].into();
+        Ok(Endpoints::new(&registries, Duration::from_secs(1))?.find("docker.io"))
+    }
+
+    #[test]
+    fn a_mirror_has_its_own_names_and_credentials_and_the_registry_keeps_its_own() {
+        let config = RegistryConfig {
+            mirrors: vec!["https://harbor.example/v2/proxy".to_owned(), "http://10.0.0.1:5000".to_owned()],
+            remap: [("library".to_owned(), "hub/library".to_owned())].into(),
+            ..RegistryConfig::default()
+        };
+        let places = places(config).unwrap();
+        let all = places.mirrors(false).chain([&places.registry]);
+        let repository = Repository::parse("nginx").unwrap();
+        let located: Vec<_> = all
+            .map(|endpoint| {
+                let located = endpoint.locate(&repository).unwrap();
+                (endpoint.uri(&located, "x").unwrap().to_string(), located.account.to_string())
+            })
+            .collect();
+        let expected = [
+            ("https://harbor.example/v2/proxy/hub/library/nginx/x", "harbor.example/proxy/hub/library/nginx"),
+            ("http://10.0.0.1:5000/v2/hub/library/nginx/x", "10.0.0.1:5000/hub/library/nginx"),
+            ("https://registry-1.docker.io/v2/library/nginx/x", "docker.io/library/nginx"),
+        ];
+        assert_eq!(located, expected.map(|(uri, account)| (uri.to_owned(), account.to_owned())));
+    }
+
+    #[test]
+    fn a_callers_credentials_go_to_mirrors_at_the_registrys_own_server_alone() {
+        let mirrors =
+            ["https://mirror.example", "https://registry-1.docker.io:443/v2/mirror", "http://registry-1.docker.io"];
+        let mirrors = mirrors.map(str::to_owned).to_vec();
+        let places = places(RegistryConfig { mirrors, ..RegistryConfig::default() }).unwrap();
+        let bases: Vec<_> = places.mirrors(true).map(|mirror| mirror.base.as_str()).collect();
+        assert_eq!(bases, ["https://registry-1.docker.io:443"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_that_fails_is_left_alone_for_a_while() {
+        let mirrors = vec!["https://mirror.example".to_owned()];
+        let places = places(RegistryConfig { mirrors, ..RegistryConfig::default() }).unwrap();
+        let mirror = &places.mirrors[0];
+        mirror.note(&UpstreamError::Unauthorized { challenge: None });
+        assert_eq!(places.mirrors(false).count(), 1);
+        mirror.note(&UpstreamError::Server { status: 500, retry_after: None });
+        assert_eq!(places.mirrors(false).count(), 0);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(places.mirrors(false).count(), 1);
+    }
+
+    #[test]
+    fn a_remap_that_nothing_uses_is_refused() {
+        let remap = [("library".to_owned(), "hub/library".to_owned())].into();
+        let error = places(RegistryConfig { remap, ..RegistryConfig::default() }).err().unwrap();
+        assert!(matches!(error, ConfigError::Remap { .. }), "{error}");
     }
 
     #[test]
@@ -240,14 +360,5 @@ mod tests {
         assert!(!same("https://a/x", "http://a/x"));
         assert!(!same("https://a/x", "https://b.a/x"));
         assert!(!same("https://a:1/x", "https://a:2/x"));
-    }
-
-    #[test]
-    fn a_ca_file_without_certificate_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ca.pem");
-        assert!(roots_with("r", &path).is_err());
-        std::fs::write(&path, "nothing").unwrap();
-        assert!(roots_with("r", &path).is_err());
     }
 }

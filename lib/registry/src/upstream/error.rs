@@ -28,6 +28,18 @@ pub enum UpstreamError {
         /// What upstream said.
         message: String,
     },
+    /// 403: the configuration, here or at the origin, does not let this repository be served. Not retryable.
+    #[error("the configuration excludes it: {reason}")]
+    Excluded {
+        /// The repository and the rule.
+        reason: String,
+    },
+    /// 404: it is not held here, and by the configuration upstream is never asked. Not retryable.
+    #[error("it is not held here, and upstream is not asked: the configuration says offline")]
+    Offline {
+        /// What is unknown: the repository, the manifest or the blob.
+        code: OciCode,
+    },
     /// 404: upstream does not have it, or hides it from this caller. Not retryable.
     #[error("upstream does not have it: {message}")]
     NotFound {
@@ -87,33 +99,65 @@ pub enum UpstreamError {
 /// Why the client cannot be set up. The operator's fault; not retryable.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A registry's URL is not one.
+    /// The URL of a registry or a mirror is not one.
     #[error(
-        "registries.{registry:?}.url is {url:?}; expected http://host[:port] or https://host[:port], with a path or none"
+        "registries.{registry:?}.{key} holds {url:?}; expected http://host[:port] or https://host[:port], with a path or none"
     )]
     Url {
         /// The registry's name in the configuration.
         registry: String,
+        /// `url` or `mirrors`.
+        key: &'static str,
         /// The value given.
         url: String,
     },
     /// The name of a registry is not a host.
     #[error("registries holds a name that is not a registry")]
     Registry(#[source] crate::reference::ReferenceError),
-    /// A certificate file cannot be read, or holds no PEM certificate.
-    #[error("ca_file {path:?} of registry {registry:?} has no usable certificate")]
-    CaFile {
+    /// A file of certificates or keys cannot be read, or holds none that can be used.
+    #[error("{key} {path:?} of registry {registry:?} cannot be used")]
+    Tls {
         /// The registry's name in the configuration.
         registry: String,
+        /// `ca_file`, `client_cert_file` or `client_key_file`.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         #[source]
         cause: Box<dyn Error + Send + Sync>,
     },
-    /// The Docker config file cannot be read or is not one.
-    #[error("docker_config {path:?} cannot be read")]
-    DockerConfig {
+    /// Only one of a certificate and its key is given.
+    #[error("registries.{registry:?} has one of client_cert_file and client_key_file; expected both or none")]
+    HalfCertificate {
+        /// The registry's name in the configuration.
+        registry: String,
+    },
+    /// A mapping of names cannot be used.
+    #[error(
+        "registries.{registry:?}.remap maps {from:?} to {to:?}; expected beginnings of repository names, and a url or mirrors"
+    )]
+    Remap {
+        /// The registry's name in the configuration.
+        registry: String,
+        /// The beginning to replace.
+        from: String,
+        /// What to put in its place.
+        to: String,
+    },
+    /// An entry of `allow` or `deny` is not a pattern of repositories.
+    #[error("{list} holds {rule:?}; expected a registry such as docker.io, or a beginning such as r.example/team/*")]
+    Rule {
+        /// The list.
+        list: &'static str,
+        /// The value given.
+        rule: String,
+    },
+    /// A file of credentials cannot be read or is not one.
+    #[error("{key} {path:?} cannot be read")]
+    Credentials {
+        /// The key that names it.
+        key: String,
         /// The file.
         path: PathBuf,
         /// What is wrong with it; never a credential.
@@ -150,6 +194,8 @@ impl UpstreamError {
             Self::RateLimited { .. } | Self::Server { .. } | Self::Transport(_) | Self::Timeout { .. } => true,
             Self::Unauthorized { .. }
             | Self::Denied { .. }
+            | Self::Excluded { .. }
+            | Self::Offline { .. }
             | Self::NotFound { .. }
             | Self::Refused { .. }
             | Self::Protocol(_)
@@ -165,6 +211,8 @@ impl UpstreamError {
             Self::RateLimited { retry_after } | Self::Server { retry_after, .. } => *retry_after,
             Self::Unauthorized { .. }
             | Self::Denied { .. }
+            | Self::Excluded { .. }
+            | Self::Offline { .. }
             | Self::NotFound { .. }
             | Self::Refused { .. }
             | Self::Transport(_)
@@ -180,6 +228,8 @@ impl UpstreamError {
         match self {
             Self::Unauthorized { .. } => (401, OciCode::Unauthorized),
             Self::Denied { .. } => (403, OciCode::Denied),
+            Self::Excluded { .. } => (0, OciCode::Denied),
+            Self::Offline { code } => (0, *code),
             Self::NotFound { code, .. } => (404, *code),
             Self::RateLimited { .. } => (429, OciCode::TooManyRequests),
             Self::Server { status, .. } => (*status, OciCode::Unavailable),
@@ -193,15 +243,29 @@ impl UpstreamError {
         if let Self::Unauthorized { challenge } = self { challenge.clone() } else { None }
     }
 
-    /// The answer for a client: 401, 403 and 404 as upstream gave them, and 503 for the rest, on which runtimes go to their
-    /// next host. Never 408 or 429: containerd would repeat those here at once.
+    /// The answer for a client: 401, 403 and 404 as upstream or the configuration gave them, and 503 for the rest, on which
+    /// runtimes go to their next host. Never 408 or 429: containerd would repeat those here at once.
     #[must_use]
     pub fn to_oci_error(&self) -> OciError {
         let (status, code) = self.status_and_code();
-        let is_answer = matches!(self, Self::Unauthorized { .. } | Self::Denied { .. } | Self::NotFound { .. });
-        let mut error = match StatusCode::from_u16(status) {
-            Ok(status) if is_answer => OciError::new(status, code, self.to_string()),
-            Ok(_) | Err(_) => OciError::unavailable(self.to_string()),
+        let told = match self {
+            Self::Unauthorized { .. } | Self::Denied { .. } | Self::NotFound { .. } => {
+                StatusCode::from_u16(status).ok()
+            }
+            Self::Excluded { .. } => Some(StatusCode::FORBIDDEN),
+            Self::Offline { .. } => Some(StatusCode::NOT_FOUND),
+            Self::RateLimited { .. }
+            | Self::Server { .. }
+            | Self::Refused { .. }
+            | Self::Transport(_)
+            | Self::Timeout { .. }
+            | Self::Protocol(_)
+            | Self::TooLong { .. }
+            | Self::Request(_) => None,
+        };
+        let mut error = match told {
+            Some(status) => OciError::new(status, code, self.to_string()),
+            None => OciError::unavailable(self.to_string()),
         };
         error.www_authenticate = self.challenge();
         error.retry_after = self.retry_after();
@@ -214,11 +278,13 @@ impl UpstreamError {
         let (status, code) = self.status_and_code();
         let message = match self {
             Self::Denied { message }
+            | Self::Excluded { reason: message }
             | Self::NotFound { message, .. }
             | Self::Refused { message, .. }
             | Self::Protocol(message) => message.clone(),
             Self::Transport(cause) => chain(cause.as_ref()),
             Self::Unauthorized { .. }
+            | Self::Offline { .. }
             | Self::RateLimited { .. }
             | Self::Server { .. }
             | Self::Timeout { .. }
@@ -229,7 +295,7 @@ impl UpstreamError {
         ErrorParts { status, code: code.to_string(), message, www_authenticate, retry_after }
     }
 
-    /// Puts an error together again: the status decides which it is, and without one the code whether it is retryable.
+    /// Puts an error together again: the status decides which it is, and without one the code.
     #[must_use]
     pub fn from_parts(parts: ErrorParts) -> Self {
         let ErrorParts { status, code, message, www_authenticate, retry_after } = parts;
@@ -241,6 +307,10 @@ impl UpstreamError {
             429 => Self::RateLimited { retry_after },
             500.. => Self::Server { status, retry_after },
             0 if code == OciCode::Unavailable => Self::transport(message),
+            0 if code == OciCode::Denied => Self::Excluded { reason: message },
+            0 if matches!(code, OciCode::BlobUnknown | OciCode::ManifestUnknown | OciCode::NameUnknown) => {
+                Self::Offline { code }
+            }
             0 => Self::Protocol(message),
             _ => Self::Refused { status, message },
         }
@@ -278,6 +348,8 @@ mod tests {
             UpstreamError::Protocol(message),
             UpstreamError::TooLong { limit: 1 },
             UpstreamError::Request("x".to_owned()),
+            UpstreamError::Excluded { reason: "r".to_owned() },
+            UpstreamError::Offline { code: OciCode::ManifestUnknown },
         ]
     }
 

@@ -1,5 +1,7 @@
-//! One request to a registry: redirects, the answer to a challenge, and what a status means. Retries are the caller's.
+//! One request to a registry: its mirrors and itself, redirects, the answer to a challenge, and what a status means. Retries
+//! are the caller's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -7,8 +9,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde::Deserialize;
+use tokio::time::Instant;
 
-use super::endpoint::{Endpoint, HttpClient, resolve, same_origin};
+use super::endpoint::{Endpoint, Located, resolve, same_origin};
+use super::tls::HttpClient;
 use super::{Access, Timing, Upstream, UpstreamError};
 use crate::error::OciCode;
 use crate::secret::Secret;
@@ -99,19 +103,55 @@ struct Answer {
 }
 
 impl Upstream {
-    /// Asks once; an answer that is not a success is an error.
+    /// Asks once, at the mirrors and then at the registry; an answer that is not a success is an error. The answer of a
+    /// mirror carries that as an extension.
     pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {
-        let endpoint = self.0.endpoints.find(&ask.access.repository.registry);
+        self.permits(&ask.access.repository)?;
+        if self.0.offline {
+            return Err(UpstreamError::Offline { code: ask.unknown });
+        }
+        let places = self.0.endpoints.find(&ask.access.repository.registry);
+        for mirror in places.mirrors(ask.access.authorization.is_some()) {
+            // There must be time left to ask the next.
+            let patience = self.0.timing.headers / 2;
+            let asked = tokio::time::timeout(patience, self.ask_at(mirror, ask)).await;
+            match asked.unwrap_or(Err(UpstreamError::Timeout { awaited: "headers", after: patience })) {
+                Ok(mut response) => {
+                    mirror.note_good();
+                    response.extensions_mut().insert(Arc::clone(mirror));
+                    return Ok(response);
+                }
+                Err(error) => mirror.note(&error),
+            }
+        }
+        let registry = &places.registry;
+        if !places.are_several() {
+            return self.ask_at(registry, ask).await;
+        }
+        // One that limits us is left alone. Without mirrors callers see to that, who know of nothing else to ask.
+        if let Some(left) = registry.rests(Instant::now()) {
+            return Err(UpstreamError::RateLimited { retry_after: Some(left) });
+        }
+        let answer = self.ask_at(registry, ask).await;
+        match &answer {
+            Ok(_) => registry.note_good(),
+            Err(error @ UpstreamError::RateLimited { .. }) => registry.note(error),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn ask_at(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {
+        let located = endpoint.locate(&ask.access.repository)?;
         let brought = ask.access.authorization.as_ref();
-        let authorization = brought.cloned().or_else(|| self.0.tokens.current(&ask.access.repository));
-        let mut answer = self.follow(&endpoint, ask, authorization.as_ref()).await?;
+        let authorization = brought.cloned().or_else(|| self.0.tokens.current(&located.account));
+        let mut answer = self.follow(endpoint, &located, ask, authorization.as_ref()).await?;
         if answer.is_challenge()
             && brought.is_none()
             && let Some(challenge) = challenge_of(answer.response.headers())
-            && let Some(granted) =
-                self.answer_challenge(&endpoint, &ask.access.repository, &challenge, authorization.as_ref()).await
+            && let Some(granted) = self.answer_challenge(endpoint, &located, &challenge, authorization.as_ref()).await
         {
-            answer = self.follow(&endpoint, ask, Some(&granted)).await?;
+            answer = self.follow(endpoint, &located, ask, Some(&granted)).await?;
         }
         let status = answer.response.status();
         if status.is_success() || (ask.permission_only && status.is_redirection()) {
@@ -130,23 +170,29 @@ impl Upstream {
     async fn follow(
         &self,
         endpoint: &Endpoint,
+        located: &Located,
         ask: &Ask<'_>,
         authorization: Option<&Secret>,
     ) -> Result<Answer, UpstreamError> {
-        let registry = endpoint.uri(&ask.access.repository, ask.path)?;
+        let registry = endpoint.uri(located, ask.path)?;
         let mut uri = registry.clone();
         // Once the registry has sent us elsewhere its credentials stay behind, even if a host there points back.
         let mut from_registry = true;
         for _ in 0..=REDIRECTS_MAX {
             let request = ask.request(&uri, authorization.filter(|_| from_registry))?;
-            let response = send(&endpoint.client, request, self.0.timing).await?;
+            let response = send(endpoint.client_for(&uri), request, self.0.timing).await?;
             let location = match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 if !ask.permission_only => text_header(response.headers(), "location"),
                 _ => None,
             };
             let Some(location) = location else { return Ok(Answer { response, from_registry }) };
-            uri = resolve(&uri, location)
+            let next = resolve(&uri, location)
                 .ok_or_else(|| UpstreamError::Protocol("the redirect's location is not a URL".to_owned()))?;
+            // Whoever listens on the way could answer with anything, and a tag has no digest to check it by.
+            if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+                return Err(UpstreamError::Protocol("the redirect leads from TLS to plain HTTP".to_owned()));
+            }
+            uri = next;
             from_registry &= same_origin(&registry, &uri);
             tracing::debug!(host = uri.host(), from_registry, "following a redirect");
         }

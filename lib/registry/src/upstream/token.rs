@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credential;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Located};
 use super::request::{read_document, send};
 use super::{Upstream, UpstreamError, retry};
 use crate::reference::Repository;
@@ -87,18 +87,18 @@ impl Upstream {
     pub(super) async fn answer_challenge(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        located: &Located,
         challenge: &str,
         refused: Option<&Secret>,
     ) -> Option<Secret> {
         let challenge = challenge::parse(challenge)?;
-        let slot = self.0.tokens.slot(repository);
+        let slot = self.0.tokens.slot(&located.account);
         let _turn = slot.turn.lock().await;
         if let Some(current) = slot.current().filter(|current| Some(current) != refused) {
             return Some(current);
         }
         slot.set(None);
-        match self.grant(endpoint, repository, &challenge).await {
+        match self.grant(endpoint, located, &challenge).await {
             Ok(granted) => {
                 let authorization = granted.authorization.clone();
                 slot.set(Some(granted));
@@ -106,7 +106,7 @@ impl Upstream {
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(%repository, %error, cause, "could not answer the registry's challenge");
+                tracing::warn!(repository = %located.account, %error, cause, "could not answer the registry's challenge");
                 None
             }
         }
@@ -115,14 +115,14 @@ impl Upstream {
     async fn grant(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        located: &Located,
         challenge: &Challenge,
     ) -> Result<Granted, UpstreamError> {
-        let credential = self.0.credentials.find(repository);
+        let credential = self.0.credentials.find(&located.account).await;
         match (challenge, credential) {
             (Challenge::Basic, Some(Credential::Basic(authorization))) => {
                 let until = Instant::now() + Duration::from_secs(LIFETIME_MAX_S);
-                Ok(Granted { authorization: authorization.clone(), until })
+                Ok(Granted { authorization, until })
             }
             (Challenge::Basic, Some(Credential::Identity(_)) | None) => {
                 Err(UpstreamError::Request("it wants a user and a password, and none is configured".to_owned()))
@@ -130,13 +130,13 @@ impl Upstream {
             (Challenge::Bearer { realm, service, scopes }, credential) => {
                 let mut pairs: Vec<(&str, &str)> = Vec::new();
                 pairs.extend(service.as_deref().map(|service| ("service", service)));
-                let default_scope = format!("repository:{}:pull", repository.name);
+                let default_scope = format!("repository:{}:pull", located.name);
                 match scopes.as_slice() {
                     [] => pairs.push(("scope", &default_scope)),
                     scopes => pairs.extend(scopes.iter().map(|scope| ("scope", scope.as_str()))),
                 }
                 let realm = checked_realm(realm, endpoint)?;
-                retry(self.0.timing, || self.fetch_token(endpoint, &realm, &pairs, credential)).await
+                retry(self.0.timing, || self.fetch_token(endpoint, &realm, &pairs, credential.as_ref())).await
             }
         }
     }
@@ -149,7 +149,7 @@ impl Upstream {
         credential: Option<&Credential>,
     ) -> Result<Granted, UpstreamError> {
         let request = token_request(realm, pairs, credential)?;
-        let response = send(&endpoint.client, request, self.0.timing).await?;
+        let response = send(endpoint.client_for(request.uri()), request, self.0.timing).await?;
         let status = response.status();
         let content = read_document(response.into_body(), TOKEN_LENGTH_MAX, self.0.timing).await;
         match status.as_u16() {

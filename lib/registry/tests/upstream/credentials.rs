@@ -1,21 +1,22 @@
-//! Who is asking: challenges, tokens, passwords and redirects over real sockets, and nothing of them in a log.
+//! Who is asking: challenges, tokens and passwords over real sockets, and nothing of them in a log.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::rig::{NAME, REGISTRY, Rig, access, access_with, collect, latest, rig};
 use shoal_registry::embedded::{Auth, Fault, Options};
-use shoal_registry::{Config, Upstream, UpstreamError};
+use shoal_registry::{Config, RegistryConfig, Upstream, UpstreamError};
 use tempfile::TempDir;
 
-fn tokens_for(user: Option<(&str, &str)>, lifetime_s: u64) -> Options {
+pub(crate) fn tokens_for(user: Option<(&str, &str)>, lifetime_s: u64) -> Options {
     let user = user.map(|(name, password)| (name.to_owned(), password.to_owned()));
     Options { auth: Some(Auth::Token { user, lifetime: Duration::from_secs(lifetime_s) }), ..Options::default() }
 }
 
-fn passwords() -> Options {
+pub(crate) fn passwords() -> Options {
     Options { auth: Some(Auth::Basic { user: "me".to_owned(), password: "s3cret".to_owned() }), ..Options::default() }
 }
 
@@ -28,7 +29,7 @@ pub(crate) fn docker_config_for(registry: &str, user: &str, password: &str) -> (
     (directory, path)
 }
 
-fn upstream_as(rig: &Rig, user: &str, password: &str) -> Upstream {
+pub(crate) fn upstream_as(rig: &Rig, user: &str, password: &str) -> Upstream {
     let (_directory, path) = docker_config_for(REGISTRY, user, password);
     Upstream::new(Config { docker_config: Some(path), ..rig.config() }).unwrap()
 }
@@ -85,6 +86,77 @@ async fn a_password_goes_where_it_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_rotated_secret_is_used_without_a_restart() {
+    let rig = rig(passwords()).await;
+    let (directory, path) = docker_config_for(REGISTRY, "me", "old");
+    let upstream = Upstream::new(Config { docker_config: Some(path.clone()), ..rig.config() }).unwrap();
+    assert!(upstream.authorize(&access(), &latest()).await.is_err());
+    let (_other, next) = docker_config_for(REGISTRY, "me", "s3cret");
+    std::fs::copy(next, directory.path().join("next")).unwrap();
+    std::fs::rename(directory.path().join("next"), path).unwrap();
+    upstream.authorize(&access(), &latest()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_file_of_one_registry_may_be_a_secret_as_kubectl_prints_it() {
+    let rig = rig(passwords()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret.json");
+    // {"auths":{"*.example":{"username":"me","password":"s3cret"}}}
+    let data = "eyJhdXRocyI6eyIqLmV4YW1wbGUiOnsidXNlcm5hbWUiOiJtZSIsInBhc3N3b3JkIjoiczNjcmV0In19fQ==";
+    std::fs::write(&path, format!(r#"{{"kind":"Secret","data":{{".dockerconfigjson":"{data}"}}}}"#)).unwrap();
+    let mut config = rig.config();
+    config.registries.get_mut(REGISTRY).unwrap().credentials_file = Some(path);
+    Upstream::new(config).unwrap().authorize(&access(), &latest()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_exchanged_for_tokens() {
+    let rig = rig(tokens_for(Some(("me", "s3cret")), 300)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    std::fs::write(&path, format!(r#"{{"auths":{{"{REGISTRY}":{{"identitytoken":"s3cret"}}}}}}"#)).unwrap();
+    let upstream = Upstream::new(Config { docker_config: Some(path), ..rig.config() }).unwrap();
+    upstream.authorize(&access(), &latest()).await.unwrap();
+    let requests = rig.registry.requests();
+    assert!(requests.iter().any(|request| request.method == "POST" && request.path == "/token"), "{requests:?}");
+}
+
+/// Set in the process of a test that has a credential helper in its `PATH`: the address of the registry.
+const WITH_HELPER: &str = "SHOAL_TEST_REGISTRY";
+
+#[tokio::test]
+async fn a_credential_helper_is_asked_for_the_password() {
+    if let Ok(url) = std::env::var(WITH_HELPER) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        std::fs::write(&path, format!(r#"{{"credHelpers":{{"{REGISTRY}":"test"}}}}"#)).unwrap();
+        let there = RegistryConfig { url: Some(url), ..RegistryConfig::default() };
+        let registries = [(REGISTRY.to_owned(), there)].into();
+        let config = Config { registries, docker_config: Some(path), ..Config::default() };
+        Upstream::new(config).unwrap().authorize(&access(), &latest()).await.unwrap();
+        return;
+    }
+    let rig = rig(passwords()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let helper = directory.path().join("docker-credential-test");
+    let script =
+        format!("#!/bin/sh\n[ $(cat) = {REGISTRY} ] && echo '{{\"Username\":\"me\",\"Secret\":\"s3cret\"}}'\n");
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::join_paths([directory.path(), "/usr/bin".as_ref(), "/bin".as_ref()]).unwrap();
+    let again = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "credentials::a_credential_helper_is_asked_for_the_password"])
+        .env("PATH", path)
+        .env(WITH_HELPER, rig.registry.url())
+        .output()
+        .await
+        .unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+    assert!(rig.registry.requests().iter().any(|request| request.authorization.is_some()));
+}
+
+#[tokio::test]
 async fn the_callers_authorization_goes_as_it_is_and_the_challenge_comes_back_word_for_word() {
     let rig = rig(tokens_for(None, 300)).await;
     let value = r#"bearer   Realm="https://auth.example/t?a=b",  service="x, \"y\"",scope="repository:org/app:pull""#;
@@ -117,53 +189,6 @@ async fn a_token_service_that_is_down_gives_upstreams_own_challenge() {
     rig.registry.inject("GET /token", u32::MAX, Fault::Status { status: 500, retry_after: None });
     let error = rig.upstream().authorize(&access(), &latest()).await.unwrap_err();
     assert!(challenge(&error).starts_with("Bearer realm="));
-}
-
-#[tokio::test]
-async fn authorization_stays_behind_on_a_redirect_to_another_host() {
-    let store = rig(Options::default()).await;
-    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..tokens_for(None, 300) }).await;
-    let body = front.upstream().blob(&access(), &front.layer, 0).await.unwrap();
-    assert_eq!(collect(body).await.unwrap(), front.content);
-    assert!(front.registry.requests().last().unwrap().authorization.is_some());
-    assert_eq!(store.registry.requests().len(), 1);
-    assert_eq!(store.registry.requests()[0].authorization, None);
-}
-
-#[tokio::test]
-async fn a_body_cut_behind_a_redirect_is_asked_for_at_the_registry_again() {
-    let store = rig(Options::default()).await;
-    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..Options::default() }).await;
-    store.registry.inject("GET", 1, Fault::Cut { after: 1000 });
-    let body = front.upstream().blob(&access(), &front.layer, 0).await.unwrap();
-    assert_eq!(collect(body).await.unwrap(), front.content);
-    let resumed = Some("bytes=1000-".to_owned());
-    assert_eq!(front.layer_gets(), [None, resumed.clone()]);
-    assert_eq!(store.layer_gets(), [None, resumed]);
-}
-
-#[tokio::test]
-async fn a_redirect_is_permission_enough() {
-    let front = rig(Options { redirect_blobs: Some("http://127.0.0.1:1".to_owned()), ..Options::default() }).await;
-    front.upstream().authorize(&access(), &front.layer.into()).await.unwrap();
-    assert_eq!(front.registry.requests().len(), 1);
-}
-
-#[tokio::test]
-async fn a_challenge_of_another_host_is_not_answered() {
-    let store = rig(passwords()).await;
-    let front = rig(Options { redirect_blobs: Some(store.registry.url()), ..Options::default() }).await;
-    let error = upstream_as(&front, "me", "s3cret").blob(&access(), &front.layer, 0).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Refused { status: 401, .. }), "{error:?}");
-    assert!(store.registry.requests().iter().all(|request| request.authorization.is_none()));
-}
-
-#[tokio::test]
-async fn redirects_in_a_circle_end() {
-    let front = rig(Options { redirect_blobs: Some(String::new()), ..Options::default() }).await;
-    let error = front.upstream().blob(&access(), &front.layer, 0).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Protocol(_)), "{error:?}");
-    assert!(front.registry.requests().len() < 10);
 }
 
 /// What is logged, in memory.

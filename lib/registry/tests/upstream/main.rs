@@ -5,5 +5,8 @@
 mod blobs;
 mod credentials;
 mod manifests;
+mod mirrors;
+mod redirects;
 mod rig;
+mod rules;
 mod tls;

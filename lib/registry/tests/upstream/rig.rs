@@ -60,7 +60,7 @@ pub(crate) fn timing() -> Timing {
 
 pub(crate) fn config(registry: &EmbeddedRegistry) -> Config {
     let there = RegistryConfig { url: Some(registry.url()), ..RegistryConfig::default() };
-    Config { registries: [(REGISTRY.to_owned(), there)].into(), docker_config: None, timing: timing() }
+    Config { registries: [(REGISTRY.to_owned(), there)].into(), timing: timing(), ..Config::default() }
 }
 
 impl Rig {
