@@ -51,7 +51,7 @@ pub(super) enum Front {
 pub(super) struct Pulled {
     /// The last byte, checked.
     pub(super) seconds: f64,
-    /// The first byte of the longest layer; unknown of containerd.
+    /// From the request for the longest layer to its first byte; unknown of containerd.
     pub(super) first_byte: Option<f64>,
     /// Each blob: the configuration, then the layers, lowest first; unknown of containerd.
     pub(super) blobs: Vec<BlobTimes>,
@@ -122,8 +122,10 @@ impl Target {
         let mut times = fetched.buffer_unordered(CONCURRENT_DOWNLOADS).try_collect::<Vec<_>>().await?;
         times.sort_by_key(|(index, _)| *index);
         let times = times.into_iter().map(|(_, times)| times).collect::<Vec<_>>();
-        let longest = blobs.zip(&times).max_by_key(|(blob, _)| blob.length);
-        Ok(Pulled { seconds: self.now(), first_byte: longest.map(|(_, times)| times.first_byte), blobs: times })
+        // The first of them: when a later one is asked depends on when others end.
+        let longest = blobs.zip(&times).reduce(|a, b| if b.0.length > a.0.length { b } else { a });
+        let first_byte = longest.map(|(_, times)| times.first_byte - times.asked);
+        Ok(Pulled { seconds: self.now(), first_byte, blobs: times })
     }
 
     async fn blob(&self, client: &HttpClient, blob: &Blob) -> Result<BlobTimes> {
