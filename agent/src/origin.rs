@@ -42,7 +42,8 @@ pub(crate) enum OriginError {
     Away,
 }
 
-/// Whether upstream or the configuration decided, rather than failed. An origin that is offline has not asked. 429 is one: the cluster heeds it as a whole.
+/// Whether upstream or the configuration decided, rather than failed. 429 is a decision: the cluster heeds it as a whole. An
+/// origin that is offline has asked nobody.
 pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
     match error {
         UpstreamError::Unauthorized { .. }

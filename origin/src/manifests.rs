@@ -151,7 +151,7 @@ impl Manifests {
         }
         let mut found = self.notes.get(&key.about()).await;
         if found.is_none() && self.gate.is_offline() {
-            found = self.notes.get(&key.of_anybody().about()).await;
+            found = self.notes.get(&key.of_any_type().about()).await;
         }
         let (at, note) = found?;
         Tagged::from_note(&note, at)
@@ -193,7 +193,9 @@ impl Manifests {
             }
             let tagged = Tagged { manifest, at: Instant::now() };
             notes.put(&key.about(), tagged.to_note()).await;
-            notes.put(&key.of_anybody().about(), tagged.to_note()).await;
+            if !key.accept.is_empty() {
+                notes.put(&key.of_any_type().about(), tagged.to_note()).await;
+            }
             lock(&tags).put(key, tagged.clone());
             Ok(tagged)
         }
@@ -253,7 +255,7 @@ impl Manifests {
 
 impl TagKey {
     /// The same tag, whatever is accepted: offline that is better than nothing.
-    fn of_anybody(&self) -> Self {
+    fn of_any_type(&self) -> Self {
         Self { accept: Vec::new(), ..self.clone() }
     }
 

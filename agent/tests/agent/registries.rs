@@ -1,6 +1,7 @@
 //! What an agent gives when its configuration says what may be served, or that upstream is not asked.
 
 use http::Method;
+use shoal_agent::Running;
 use shoal_registry::embedded::Options;
 use tokio_util::sync::CancellationToken;
 
@@ -13,17 +14,23 @@ fn said(answer: &Answer) -> (u16, String, String) {
     (answer.status.as_u16(), text("code"), text("message"))
 }
 
+/// Refused by this rule, and upstream has not heard of it.
+async fn assert_excluded(rig: &Rig, agent: &Running, paths: &[String], rule: &str) {
+    for path in paths {
+        let (status, code, message) = said(&get(agent, path).await);
+        assert_eq!((status, code.as_str()), (403, "DENIED"), "{path}");
+        assert!(message.contains(rule), "{message}");
+    }
+    assert_eq!(rig.registry.requests(), []);
+}
+
 #[tokio::test]
 async fn an_excluded_repository_is_refused_with_its_rule_and_nobody_is_asked() {
     let rig = Rig::start(Options::default()).await;
     let agent = rig.agent(|config| config.deny = vec![format!("{REGISTRY}/app")]).await;
     let tags = format!("/v2/app/tags/list?ns={REGISTRY}");
-    for path in [manifest("v1"), blob(&rig.image.layers[0]), tags] {
-        let (status, code, message) = said(&get(&agent, &path).await);
-        assert_eq!((status, code.as_str()), (403, "DENIED"), "{path}");
-        assert!(message.contains("registry.test/app is in deny, by \"registry.test/app\""), "{message}");
-    }
-    assert_eq!(rig.registry.requests(), []);
+    let rule = "registry.test/app is in deny, by \"registry.test/app\"";
+    assert_excluded(&rig, &agent, &[manifest("v1"), blob(&rig.image.layers[0]), tags], rule).await;
 }
 
 #[tokio::test]
@@ -32,12 +39,7 @@ async fn what_the_origin_excludes_the_agent_does_not_fetch_past_it() {
     let deny = |config: &mut shoal_origin::Config| config.deny = vec![REGISTRY.to_owned()];
     let origin = rig.origin_with(rig.shutdown.clone(), deny).await;
     let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
-    for path in [manifest("v1"), blob(&rig.image.layers[0])] {
-        let (status, code, message) = said(&get(&agent, &path).await);
-        assert_eq!((status, code.as_str()), (403, "DENIED"), "{path}");
-        assert!(message.contains("is in deny"), "{message}");
-    }
-    assert_eq!(rig.registry.requests(), []);
+    assert_excluded(&rig, &agent, &[manifest("v1"), blob(&rig.image.layers[0])], "is in deny").await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! words of a pattern are the first words of the names it matches, so `r.example/team` is that repository and all below it.
 //! Kubernetes matches the keys of pull secrets in this way, but for paths: there `/team` begins `/teamwork` too.
 
-use crate::reference::{DOCKER_HUB, Repository};
+use crate::reference::{Repository, one_name};
 
 /// A host and the first words of a name, or none of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +21,8 @@ impl Pattern {
         // With letters for its wildcards it must be a repository, or the beginning of one.
         let filled = |text: &str| text.replace(['*', '?'], "a");
         Repository::new(&filled(host), path.map_or("any/name".to_owned(), filled).as_str()).ok()?;
-        let host = match host.to_ascii_lowercase() {
-            hub if matches!(hub.as_str(), "index.docker.io" | "registry-1.docker.io") => DOCKER_HUB.to_owned(),
-            host => host,
-        };
         let words = path.map(|path| path.split('/').map(str::to_owned).collect()).unwrap_or_default();
-        Some(Self { host, words })
+        Some(Self { host: one_name(host), words })
     }
 
     /// Whether the repository is one of those meant.

@@ -144,10 +144,15 @@ fn checked_registry(text: &str) -> Result<String, ReferenceError> {
     if !host || !port_is_fine {
         return Err(refused());
     }
-    Ok(match registry.as_str() {
-        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
-        _ => registry,
-    })
+    Ok(one_name(&registry))
+}
+
+/// A host in lower case, and Docker Hub's under its one name.
+pub(crate) fn one_name(host: &str) -> String {
+    match host.to_ascii_lowercase() {
+        hub if matches!(hub.as_str(), "index.docker.io" | "registry-1.docker.io") => DOCKER_HUB.to_owned(),
+        host => host,
+    }
 }
 
 fn is_host(host: &str) -> bool {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
 /// A credential, such as the whole value of an `Authorization` header.
@@ -15,6 +17,11 @@ impl Secret {
     #[must_use]
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
+    }
+
+    /// The `Authorization` header of a user (RFC 7617).
+    pub(crate) fn basic(user: &str, password: &str) -> Self {
+        Self(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
     }
 
     /// The credential itself, to be put on the wire and nowhere else.

@@ -1,8 +1,9 @@
 //! The client of upstream registries: manifests, blobs, listings, over HTTP/1.1 with or without TLS.
 //!
-//! Called by the origin, and by an agent that falls back. It follows redirects, answers challenges when the caller brought
-//! no credentials of its own, asks mirrors first, retries what may succeed later, and takes a broken body up again at the exact offset. It
-//! does not cache content, does not join equal requests, and does not check a blob's digest: who stores it hashes it.
+//! Called by the origin, and by an agent that falls back. It asks mirrors first, follows redirects, answers challenges when
+//! the caller brought no credentials of its own, retries what may succeed later, and takes a broken body up again at the
+//! exact offset. It does not cache content, does not join equal requests, and does not check a blob's digest: who stores it
+//! hashes it.
 
 mod backoff;
 mod body;

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use tokio::time::Instant;
 
 use super::Auth;
+use crate::secret::Secret;
 
 /// Tokens given out and not yet expired that are kept; more are refused.
 const TOKENS_MAX: usize = 100_000;
@@ -34,7 +33,7 @@ impl Gate {
     pub(super) fn check(&self, name: &str, authorization: Option<&str>, host: &str) -> Result<(), String> {
         let scope = scope_of(name);
         match &self.auth {
-            Auth::Basic { user, password } if authorization == Some(basic(user, password).as_str()) => Ok(()),
+            Auth::Basic { user, password } if authorization == Some(Secret::basic(user, password).expose()) => Ok(()),
             Auth::Basic { .. } => Err("Basic realm=\"embedded\"".to_owned()),
             Auth::Token { .. } => {
                 let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
@@ -54,7 +53,7 @@ impl Gate {
         let Auth::Token { user, lifetime } = &self.auth else { return None };
         let refresh = query.split('&').find_map(|pair| pair.strip_prefix("refresh_token="));
         if let Some((user, password)) = user
-            && authorization != Some(basic(user, password).as_str())
+            && authorization != Some(Secret::basic(user, password).expose())
             && refresh != Some(password)
         {
             return None;
@@ -75,8 +74,4 @@ impl Gate {
 
 fn scope_of(name: &str) -> String {
     format!("repository:{name}:pull")
-}
-
-fn basic(user: &str, password: &str) -> String {
-    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }

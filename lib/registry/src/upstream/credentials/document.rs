@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Cause, Credential};
 use crate::pattern::{Pattern, has_wildcards};
-use crate::reference::{DOCKER_HUB, Repository};
+use crate::reference::{Repository, one_name};
 use crate::secret::Secret;
 
 /// Credentials by registry, or by registry and the beginning of a repository name, and the programs that have more.
@@ -129,7 +129,7 @@ impl Entry {
 }
 
 pub(super) fn basic(username: &str, password: &str) -> Credential {
-    Credential::Basic(Secret::new(format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))))
+    Credential::Basic(Secret::basic(username, password))
 }
 
 /// A path, and what remains of it word by word.
@@ -170,10 +170,7 @@ fn normalised(key: &str) -> String {
     let path = ["v1", "v2"].iter().find_map(|version| path.strip_prefix(version)).map_or(path, |rest| {
         if rest.is_empty() || rest.starts_with('/') { rest.trim_start_matches('/') } else { path }
     });
-    let host = match host.to_ascii_lowercase().as_str() {
-        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
-        other => other.to_owned(),
-    };
+    let host = one_name(host);
     if path.is_empty() { host } else { format!("{host}/{path}") }
 }
 
