@@ -162,10 +162,11 @@ impl Download {
     /// Fetches what a client asked of a blob of which it reads small ranges; tells whether that came soon.
     pub(crate) async fn fetch_ranges(&self, ranges: &[Range<u64>]) -> bool {
         let geometry = self.geometry();
-        let pieces: Vec<_> = geometry
-            .pieces()
-            .filter(|piece| ranges.iter().any(|range| overlap(range, &geometry.piece_range(*piece))))
-            .collect();
+        let touched = ranges.iter().filter_map(|range| {
+            let (first, last) = (geometry.piece_at(range.start)?, geometry.piece_at(range.end.checked_sub(1)?)?);
+            Some(first.get()..=last.get())
+        });
+        let pieces: Vec<_> = touched.flatten().filter_map(|index| geometry.piece(index)).collect();
         {
             let mut readers = self.lock();
             pieces.iter().for_each(|piece| _ = readers.touched.insert(*piece));
@@ -195,9 +196,9 @@ impl Download {
         let Joined::Torrent(torrent) = &*self.joined.borrow() else { return };
         let readers = self.lock();
         if readers.whole {
-            torrent.want_whole();
+            torrent.want(&Bitfield::full(&self.geometry()));
         } else {
-            readers.touched.iter().for_each(|piece| torrent.want_piece(piece));
+            torrent.want(&readers.touched);
         }
     }
 
@@ -427,10 +428,6 @@ impl Drop for Reader {
         self.download.lock().at.remove(&self.ticket);
         self.download.readers_changed.notify_waiters();
     }
-}
-
-fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
 }
 
 /// Whether pieces are the same; blocks are cut for the wire only.

@@ -185,17 +185,19 @@ impl Blobs {
         }
         match self.open_ahead(access, digest).await {
             // One that a client came to want makes room for the next.
-            Ok(Opened::Arriving(download)) => loop {
+            Ok(Opened::Arriving(download)) => {
                 download.fetch_whole();
-                let changed = download.readers_changed();
-                if download.over.is_cancelled() || download.is_wanted() {
-                    break;
+                loop {
+                    let changed = download.readers_changed();
+                    if download.over.is_cancelled() || download.is_wanted() {
+                        break;
+                    }
+                    tokio::select! {
+                        () = download.over.cancelled() => {}
+                        () = changed => {}
+                    }
                 }
-                tokio::select! {
-                    () = download.over.cancelled() => {}
-                    () = changed => {}
-                }
-            },
+            }
             Ok(Opened::Stored(_) | Opened::Upstream { .. }) => {}
             Err(error) => tracing::debug!(%digest, %error, "layer is not fetched ahead"),
         }

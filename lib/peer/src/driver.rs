@@ -114,9 +114,9 @@ impl Driver {
             Input::Committed { torrent, result } => self.committed(now, torrent, result),
             Input::Ingested { digest, piece, bytes } => self.ingested(now, &digest, piece, bytes),
             Input::Grown(digest) => self.grown(now, &digest),
-            Input::Join { partial, whole, reply } => {
+            Input::Join { partial, reply } => {
                 // Nobody may wait for the answer any more; the torrent goes on all the same.
-                let _ = reply.send(self.join(now, partial, whole));
+                let _ = reply.send(self.join(now, partial));
             }
             Input::Withdraw { digest, reason, done } => self.withdraw(now, digest, reason, done),
             Input::Peers { digest, peers, lead } => {

@@ -55,8 +55,8 @@ pub(crate) enum Input {
     Ingested { digest: Digest, piece: PieceIndex, bytes: u64 },
     /// More hashes of a partial are known, and maybe more of its pieces.
     Grown(Digest),
-    /// Someone wants a blob: whole, or only what its handle asks for.
-    Join { partial: Partial, whole: bool, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
+    /// Someone takes part in a blob's torrent. What is to be fetched of it, its handle tells.
+    Join { partial: Partial, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
     /// Someone gives a blob up.
     Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
     /// Peers known to take part in a torrent.

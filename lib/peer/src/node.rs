@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use shoal_meta::{BLOCK_LENGTH_MAX, Digest, PeerInfo};
+use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, PeerInfo};
 use shoal_store::{Blob, BufferPool, Partial, Store};
 use shoal_swarm::Swarm;
 use tokio::net::TcpListener;
@@ -98,25 +98,23 @@ impl Node {
     /// # Errors
     /// See [`JoinError`].
     pub async fn join(&self, partial: Partial) -> Result<Torrent, JoinError> {
-        self.join_as(partial, true).await
+        let whole = Bitfield::full(&partial.geometry());
+        let torrent = self.join_lazily(partial).await?;
+        torrent.want(&whole);
+        Ok(torrent)
     }
 
-    /// Takes part as [`join`](Self::join) does, but fetches only what [`Torrent::want_piece`] and
-    /// [`Torrent::want_whole`] ask for.
+    /// Takes part as [`join`](Self::join) does, but fetches only what [`Torrent::want`] asks for.
     ///
     /// # Errors
     /// See [`JoinError`].
     pub async fn join_lazily(&self, partial: Partial) -> Result<Torrent, JoinError> {
-        self.join_as(partial, false).await
-    }
-
-    async fn join_as(&self, partial: Partial, whole: bool) -> Result<Torrent, JoinError> {
         // Pieces that cannot be read are fetched again.
         if let Err(error) = partial.recheck().await {
             tracing::warn!(digest = %partial.digest(), %error, "cannot recheck a partial blob");
         }
         let (reply, answer) = oneshot::channel();
-        self.handle.send(Input::Join { partial, whole, reply }).await.map_err(|_closed| JoinError::Closed)?;
+        self.handle.send(Input::Join { partial, reply }).await.map_err(|_closed| JoinError::Closed)?;
         let shared = answer.await.map_err(|_closed| JoinError::Closed)??;
         Ok(self.handle.torrent(shared))
     }

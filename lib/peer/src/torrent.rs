@@ -169,15 +169,9 @@ impl Torrent {
         self.wait(|_| self.shared.has(piece).then_some(())).await
     }
 
-    /// Wants a piece, when the torrent was joined lazily. Nothing takes that back.
-    pub fn want_piece(&self, piece: PieceIndex) {
-        self.shared.want_piece(piece);
-        self.node.readers_changed(self.digest());
-    }
-
-    /// Wants every piece.
-    pub fn want_whole(&self) {
-        self.shared.want_whole();
+    /// Wants these pieces too. Nothing takes that back.
+    pub fn want(&self, pieces: &Bitfield) {
+        self.shared.want(pieces);
         self.node.readers_changed(self.digest());
     }
 
@@ -331,12 +325,10 @@ impl Shared {
         self.state().readers.clone()
     }
 
-    pub(crate) fn want_piece(&self, piece: PieceIndex) {
-        self.state().wanted.get_or_insert_with(|| Bitfield::empty(&self.geometry)).insert(piece);
-    }
-
-    pub(crate) fn want_whole(&self) {
-        self.state().wanted = Some(Bitfield::full(&self.geometry));
+    fn want(&self, pieces: &Bitfield) {
+        let mut state = self.state();
+        let wanted = state.wanted.get_or_insert_with(|| Bitfield::empty(&self.geometry));
+        pieces.iter().for_each(|piece| _ = wanted.insert(piece));
     }
 
     /// What is wanted since the last call.

@@ -246,26 +246,16 @@ impl Swarm {
         let Some(state) = self.torrents.get_mut(&torrent) else { return };
         let from = state.known;
         state.known = known.clamp(from, state.geometry.piece_count());
-        let fresh: Vec<_> = (from..state.known)
-            .filter_map(|index| state.geometry.piece(index))
-            .filter(|&piece| !state.have.contains(piece) && !state.active.contains_key(&piece))
-            .filter(|&piece| state.wanted.contains(piece))
-            .collect();
-        for piece in fresh {
-            self.set_open(torrent, piece, true);
-        }
+        let fresh = (from..state.known).filter_map(|index| state.geometry.piece(index)).collect();
+        self.open_due(torrent, fresh);
     }
 
     /// These pieces are to be fetched too. Nothing takes that back: what was worth asking for is worth having.
     pub fn want(&mut self, now: Time, torrent: TorrentKey, pieces: &Bitfield) {
         self.now = now;
         let Some(state) = self.torrents.get_mut(&torrent) else { return };
-        let more: Vec<_> = pieces.iter().filter(|&piece| state.wanted.insert(piece)).collect();
-        // Where the hash is not known yet, `set_known` goes on.
-        let more = more.into_iter().filter(|piece| piece.get() < state.known && !state.have.contains(*piece));
-        for piece in more.collect::<Vec<_>>() {
-            self.set_open(torrent, piece, true);
-        }
+        let more = pieces.iter().filter(|&piece| state.wanted.insert(piece)).collect();
+        self.open_due(torrent, more);
     }
 
     /// A reader needs the blob in order from this piece on. `None` when the torrent is not open.
@@ -392,6 +382,15 @@ impl Swarm {
         }
         self.dirty.slots = true;
         self.transmits.retain(|(to, _)| *to != conn);
+    }
+
+    /// Opens those of some pieces that may be asked for now.
+    fn open_due(&mut self, key: TorrentKey, pieces: Vec<PieceIndex>) {
+        for piece in pieces {
+            if self.torrents.get(&key).is_some_and(|torrent| torrent.is_due(piece)) {
+                self.set_open(key, piece, true);
+            }
+        }
     }
 
     /// Opens or closes a piece to requests, keeping every peer's count of what we want from it.

@@ -113,18 +113,13 @@ impl Torrent {
     pub(crate) fn new(now: Time, torrent: OpenTorrent) -> Self {
         let OpenTorrent { digest, geometry, have, known, wanted, super_seed } = torrent;
         let known = known.min(geometry.piece_count());
-        let mut open = Bitfield::empty(&geometry);
-        let lacks = |&piece: &PieceIndex| wanted.contains(piece) && !have.contains(piece);
-        for piece in geometry.pieces().take(known as usize).filter(lacks) {
-            open.insert(piece);
-        }
-        Self {
+        let mut torrent = Self {
             digest,
             geometry,
             have,
             known,
             wanted,
-            open,
+            open: Bitfield::empty(&geometry),
             begun: BTreeSet::new(),
             active: BTreeMap::new(),
             availability: Availability::new(&geometry),
@@ -140,7 +135,17 @@ impl Torrent {
             gained: Vec::new(),
             idle_since: Some(now),
             searched_at: now,
+        };
+        for piece in geometry.pieces().filter(|&piece| torrent.is_due(piece)).collect::<Vec<_>>() {
+            torrent.open.insert(piece);
         }
+        torrent
+    }
+
+    /// Tells whether a piece may be asked for and nobody is asked.
+    pub(crate) fn is_due(&self, piece: PieceIndex) -> bool {
+        let lacks = self.wanted.contains(piece) && !self.have.contains(piece);
+        lacks && piece.get() < self.known && !self.active.contains_key(&piece)
     }
 
     /// Tells whether we lack a piece.

@@ -22,19 +22,14 @@ use crate::torrent::{Failure, Shared};
 const DISK_FAILURES_MAX: u32 = 3;
 
 impl Driver {
-    pub(super) fn join(&mut self, now: Time, partial: Partial, whole: bool) -> Result<Arc<Shared>, JoinError> {
+    pub(super) fn join(&mut self, now: Time, partial: Partial) -> Result<Arc<Shared>, JoinError> {
         let digest = partial.digest();
-        let found = self.swarm.key(&digest).and_then(|key| self.torrents.get(&key));
-        if let Some(shared) = found.map(|entry| entry.shared.clone()) {
-            if whole {
-                shared.want_whole();
-                self.sync_readers(&digest);
-            }
-            return Ok(shared);
+        if let Some(entry) = self.swarm.key(&digest).and_then(|key| self.torrents.get(&key)) {
+            return Ok(entry.shared.clone());
         }
         let (known, geometry) = (partial.metainfo().known(), partial.geometry());
         let shared = Shared::new(Source::Partial(partial));
-        let wanted = if whole { Bitfield::full(&geometry) } else { Bitfield::empty(&geometry) };
+        let wanted = Bitfield::empty(&geometry);
         let torrent =
             OpenTorrent { digest, geometry, have: shared.have(), known, wanted, super_seed: self.is_origin() };
         let key = self.open(now, &shared, torrent).ok_or(JoinError::TooMany)?;
