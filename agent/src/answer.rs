@@ -17,6 +17,8 @@ pub(crate) const VALID: &str = "every header is made of checked parts";
 
 /// The digest of what is answered.
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// The registry that the client's `ns` named (distribution-spec, "Registry Proxying").
+pub(crate) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// The validator of what has a digest.
@@ -32,9 +34,15 @@ pub(crate) fn respond(
     Response::builder().status(status).header(API_VERSION, "registry/2.0").header(header::CONTENT_TYPE, content_type)
 }
 
-/// Begins the answer of a blob or a range of it.
+/// Begins the answer of a blob.
 pub(crate) fn blob_headers(status: StatusCode, digest: &Digest, content_length: u64) -> Builder {
     blob_headers_as(status, digest, content_length, "application/octet-stream")
+}
+
+/// Begins the answer of one range of a blob of `length` bytes.
+pub(crate) fn part_headers(digest: &Digest, range: &Range<u64>, length: u64) -> Builder {
+    blob_headers(StatusCode::PARTIAL_CONTENT, digest, range.end - range.start)
+        .header(header::CONTENT_RANGE, range::content_range(range, length))
 }
 
 fn blob_headers_as(status: StatusCode, digest: &Digest, content_length: u64, kind: &str) -> Builder {

@@ -17,6 +17,7 @@ use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, UpstreamError};
 use shoal_store::{Blob, PartialError, Store, WriteError};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -198,6 +199,12 @@ impl Blobs {
         }
         let feed = self.origins.metainfo_held(access, digest).await.ok()??;
         Some(feed.geometry.map_or(0, |geometry| geometry.length()))
+    }
+
+    /// The length of a blob that is on its way, if what was asked of it at `asked` is to be cut: see [`Download::cuts`].
+    pub(crate) fn cuts(&self, digest: &Digest, asked: Instant) -> Option<u64> {
+        let download = self.lock().downloads.get(digest).cloned()?;
+        download.cuts(asked).then(|| download.geometry().length())
     }
 
     /// What goes on with each torrent, for the status page.

@@ -138,7 +138,10 @@ impl BlobReader {
                     self.blobs.counters.served_arriving.inc_by(bytes.len() as u64);
                     return Ok(bytes);
                 }
-                Err(ReadError::Exhausted(_)) => return Err(Cut),
+                Err(ReadError::Exhausted(_)) => {
+                    reader.note_cut();
+                    return Err(Cut);
+                }
                 Err(ReadError::Broken) => self.leave_torrent(),
             }
         }
@@ -209,6 +212,15 @@ impl AsRef<[u8]> for Slice {
 
 fn ended_early() -> UpstreamError {
     UpstreamError::Protocol("the blob ended early".to_owned())
+}
+
+/// The body of an answer that is cut before its first byte, after its headers went out.
+pub(crate) fn cut() -> Body {
+    let frames = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(Cut)
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// The body of an answer made of these stretches.

@@ -15,7 +15,7 @@ use shoal_registry::{Access, UpstreamError};
 use shoal_store::{ExtendError, Partial, Source};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::origin::{Feed, Origins, Update};
@@ -32,6 +32,9 @@ const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
 /// and half of a blob can only be read here, while a whole one is kept and seeded.
 const WHOLE_FROM_ONE_IN: u32 = 4;
 
+/// How long after an answer was cut those who come back are refused, so that they go to their next host.
+const REFUSED_AFTER_CUT: Duration = Duration::from_secs(5);
+
 /// A blob on its way in.
 #[derive(Debug)]
 pub(crate) struct Download {
@@ -43,6 +46,8 @@ pub(crate) struct Download {
     link: watch::Sender<Link>,
     /// Why no source has what a reader needs, while that is so.
     exhausted: watch::Sender<Option<UpstreamError>>,
+    /// When an answer was first cut, since that was last forgotten.
+    cut: Mutex<Option<Instant>>,
     readers: Mutex<Readers>,
     readers_changed: Notify,
     /// Cancelled when the download has ended, well or not.
@@ -110,6 +115,7 @@ impl Download {
             joined: watch::Sender::new(Joined::Joining),
             link: watch::Sender::new(link),
             exhausted: watch::Sender::new(None),
+            cut: Mutex::new(None),
             readers_changed: Notify::new(),
             over: CancellationToken::new(),
         })
@@ -241,6 +247,14 @@ impl Download {
 
     pub(crate) fn clear_exhausted(&self) {
         self.exhausted.send_replace(None);
+    }
+
+    /// Tells whether what was asked for at `asked` and cannot be delivered is to be cut: unless the client asked when an answer had
+    /// been cut already, for then it may be the same one, that comes back.
+    pub(crate) fn cuts(&self, asked: Instant) -> bool {
+        let mut cut = self.cut.lock().expect("nothing panics while it holds this lock");
+        let fresh = cut.filter(|at| at.elapsed() < REFUSED_AFTER_CUT);
+        asked <= *cut.insert(fresh.unwrap_or_else(Instant::now))
     }
 
     /// Verifies what an earlier run left, joins the swarm, and lets the readers know.
@@ -405,6 +419,11 @@ impl Reader {
         }
         self.ready = Some(piece);
         Ok(())
+    }
+
+    /// The answer that this reader is for is cut.
+    pub(crate) fn note_cut(&self) {
+        self.download.cuts(Instant::now());
     }
 
     /// Reads the bytes from `offset` on: at least one, at most `slice`, never past `end` or the piece.

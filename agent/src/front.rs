@@ -22,9 +22,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answer::{DOCKER_CONTENT_DIGEST, VALID, blob_headers, etag, failure, full, multipart, not_allowed, respond};
+use crate::answer::{
+    DOCKER_CONTENT_DIGEST, OCI_NAMESPACE, VALID, blob_headers, etag, failure, full, multipart, not_allowed,
+    part_headers, respond,
+};
 use crate::blobs::{Blobs, Opened};
-use crate::body::{BlobReader, Body, Stretch, body};
+use crate::body::{BlobReader, Body, Stretch, body, cut};
 use crate::manifests::Manifests;
 use crate::metrics::{Counters, Fallback};
 use crate::sendfile::{Outlet, Slots};
@@ -123,7 +126,10 @@ impl Front {
             Ok(answer) => answer,
             Err(_) => Err(OciError::unavailable("neither the swarm nor upstream answered in time")),
         };
-        let response = answer.unwrap_or_else(|error| failure(error, request.method()));
+        let mut response = answer.unwrap_or_else(|error| failure(error, request.method()));
+        if let Some(ns) = ns.and_then(|ns| HeaderValue::try_from(ns).ok()) {
+            response.headers_mut().insert(OCI_NAMESPACE, ns);
+        }
         let status = response.status();
         tracing::debug!(method = %request.method(), path = request.uri().path(), %status, "answered");
         self.counters().requests.with_label_values(&[name, status.as_str()]).inc();
@@ -136,6 +142,7 @@ impl Front {
         request: &Request<Incoming>,
         slots: &Slots,
     ) -> Result<Response<Body>, OciError> {
+        let asked = Instant::now();
         let head = request.method() == Method::HEAD;
         let headers = request.headers();
         route.repository().map_or(Ok(()), |repository| self.upstream.permits(repository)).map_err(told)?;
@@ -150,7 +157,12 @@ impl Front {
                 let length = self.blobs.length(&access(repository, headers)?, &digest).await.map_err(told)?;
                 Ok(blob_headers(StatusCode::OK, &digest, length).body(full("")).expect(VALID))
             }
-            Route::Blob { repository, digest } => self.blob(repository, digest, headers, slots).await,
+            Route::Blob { repository, digest } => match self.blob(repository, digest, headers, slots).await {
+                Err(error) if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+                    self.cut_part(&digest, headers, asked).ok_or(error)
+                }
+                answered => answered,
+            },
             Route::Tags { repository } => self.listing(repository, "tags/list", request).await,
             Route::Referrers { repository, digest } => {
                 self.listing(repository, &format!("referrers/{digest}"), request).await
@@ -201,11 +213,7 @@ impl Front {
         let ranges = wanted.map_or(RangeSet::Whole, |wanted| range::parse(wanted, length));
         let (builder, stretches) = match ranges {
             RangeSet::Whole => (blob_headers(StatusCode::OK, &digest, length), vec![Stretch::Blob(0..length)]),
-            RangeSet::Single(range) => {
-                let builder = blob_headers(StatusCode::PARTIAL_CONTENT, &digest, range.end - range.start)
-                    .header(header::CONTENT_RANGE, range::content_range(&range, length));
-                (builder, vec![Stretch::Blob(range)])
-            }
+            RangeSet::Single(range) => (part_headers(&digest, &range, length), vec![Stretch::Blob(range)]),
             RangeSet::Multi(ranges) => multipart(&digest, &ranges, length),
             RangeSet::Unsatisfiable => {
                 let mut response = failure(OciError::range_not_satisfiable(length), &Method::GET);
@@ -228,6 +236,20 @@ impl Front {
             ready.map_err(told)?;
         }
         Ok(builder.body(body(reader, stretches)).expect(VALID))
+    }
+
+    /// The answer to a later part of a blob that nobody can deliver now: headers, and a body that is cut before its first byte.
+    /// containerd from 2.1 on fetches a layer by several open-ended ranges. For one that was cut it comes back, is refused, and goes
+    /// on at its next host; one that is refused at first ends the pull. None for any other request.
+    fn cut_part(&self, digest: &Digest, headers: &HeaderMap, asked: Instant) -> Option<Response<Body>> {
+        let wanted = range_header(headers, digest).filter(|wanted| wanted.trim_end().ends_with('-'))?;
+        if wanted.trim_end().ends_with("=0-") {
+            return None;
+        }
+        let length = self.blobs.cuts(digest, asked)?;
+        let RangeSet::Single(range) = range::parse(wanted, length) else { return None };
+        self.counters().bodies_cut.inc();
+        Some(part_headers(digest, &range, length).body(cut()).expect(VALID))
     }
 
     /// Opens a blob of which a small closed range is wanted, as a lazy snapshotter reads it: only the pieces that the range
@@ -276,7 +298,8 @@ impl Front {
         let query: Vec<_> = request.uri().query().unwrap_or_default().split('&').collect();
         let query: Vec<_> = query.into_iter().filter(|pair| !pair.is_empty() && !pair.starts_with("ns=")).collect();
         let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
-        let document = self.upstream.get(&access, &path, &accepted(request.headers())).await.map_err(told)?;
+        let mut document = self.upstream.get(&access, &path, &accepted(request.headers())).await.map_err(told)?;
+        path::link_here(&mut document.headers, request.uri());
         let mut response = respond(StatusCode::OK, "application/json")
             .header(header::CONTENT_LENGTH, document.content.len())
             .body(full(document.content))

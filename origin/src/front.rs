@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -30,6 +30,7 @@ pub(crate) use server::serve;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// An answer's body.
@@ -51,6 +52,9 @@ async fn answer(rooms: &Rooms, request: Request<Incoming>) -> Response<Body> {
         }
     };
     let mut response = response.unwrap_or_else(|error| refuse(&error));
+    if let Some(ns) = path::ns_of(request.uri().query()) {
+        insert(response.headers_mut(), NAMESPACE, &ns);
+    }
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     rooms.metrics.http_requests.with_label_values(&[route, response.status().as_str()]).inc();
     response
@@ -81,12 +85,10 @@ async fn respond(rooms: &Rooms, request: &Request<Incoming>, route: Route) -> Re
             let ask = Ask { head, range: text(request.headers(), header::RANGE) };
             blob(rooms, &access(repository), &digest, ask).await
         }
-        Route::Tags { repository } => {
-            listing(rooms, &access(repository), "tags/list", request.uri().query(), &accept).await
-        }
+        Route::Tags { repository } => listing(rooms, &access(repository), "tags/list", request.uri(), &accept).await,
         Route::Referrers { repository, digest } => {
             let path = format!("referrers/{digest}");
-            listing(rooms, &access(repository), &path, request.uri().query(), &accept).await
+            listing(rooms, &access(repository), &path, request.uri(), &accept).await
         }
     }
 }
@@ -98,8 +100,8 @@ fn manifest(resolved: Resolved) -> Response<Body> {
     insert(&mut headers, CONTENT_DIGEST, &manifest.digest.to_string());
     insert(&mut headers, header::ETAG, &format!("\"{}\"", manifest.digest));
     if stale {
-        // RFC 7234, section 5.5.1: the tag may have moved.
-        headers.insert(header::WARNING, HeaderValue::from_static("110 - \"Response is Stale\""));
+        // The only code and agent that the distribution-spec allows (section "Warnings").
+        headers.insert(header::WARNING, HeaderValue::from_static("299 - \"Response is Stale\""));
     }
     let mut response = document(headers, manifest.content);
     response.headers_mut().insert(header::CONTENT_LENGTH, manifest.length.into());
@@ -169,15 +171,16 @@ async fn listing(
     rooms: &Rooms,
     access: &Access,
     path: &str,
-    query: Option<&str>,
+    asked: &Uri,
     accept: &[String],
 ) -> Result<Response<Body>, OciError> {
     let mut path = path.to_owned();
     let ours = |pair: &&str| !pair.is_empty() && !pair.starts_with("ns=");
-    for (number, pair) in query.unwrap_or_default().split('&').filter(ours).enumerate() {
+    for (number, pair) in asked.query().unwrap_or_default().split('&').filter(ours).enumerate() {
         let _ = write!(path, "{}{pair}", if number == 0 { '?' } else { '&' });
     }
-    let listed = rooms.gate.listing(access, &path, accept).await.map_err(|error| error.to_oci_error())?;
+    let mut listed = rooms.gate.listing(access, &path, accept).await.map_err(|error| error.to_oci_error())?;
+    path::link_here(&mut listed.headers, asked);
     Ok(document(listed.headers, listed.content))
 }
 

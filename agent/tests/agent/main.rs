@@ -4,10 +4,12 @@
 
 mod ahead;
 mod authorize;
+mod clients;
 mod fallback;
 mod ranges;
 mod registries;
 mod rig;
 mod serve;
+mod spec;
 mod swarm;
 mod warm;

@@ -76,9 +76,19 @@ impl Rig {
     }
 
     pub(crate) async fn with_layers(options: Options, lengths: &[usize]) -> Self {
+        Self::with_content(options, lengths, |_, _| {}).await
+    }
+
+    /// A registry with such an image, and what the test adds.
+    pub(crate) async fn with_content(
+        options: Options,
+        lengths: &[usize],
+        add: impl FnOnce(&mut Content, &Image),
+    ) -> Self {
         let mut content = Content::new();
         let layers = (1..).zip(lengths).map(|(seed, length)| Layer::tar(noise(seed, *length))).collect();
         let image = content.add_image("app", "v1", layers);
+        add(&mut content, &image);
         let registry = EmbeddedRegistry::start(LOCAL, content, options).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         Self {

@@ -35,7 +35,7 @@ pub enum OciCode {
     /// The caller asked too often.
     TooManyRequests,
     /// The range asked for lies outside the blob.
-    RangeInvalid,
+    SizeInvalid,
     /// Nobody could be reached who has it.
     Unavailable,
     /// Anything else.
@@ -53,7 +53,7 @@ const CODES: [(OciCode, &str); 13] = [
     (OciCode::Denied, "DENIED"),
     (OciCode::Unsupported, "UNSUPPORTED"),
     (OciCode::TooManyRequests, "TOOMANYREQUESTS"),
-    (OciCode::RangeInvalid, "RANGE_INVALID"),
+    (OciCode::SizeInvalid, "SIZE_INVALID"),
     (OciCode::Unavailable, "UNAVAILABLE"),
     (OciCode::Unknown, "UNKNOWN"),
 ];
@@ -114,7 +114,7 @@ impl OciError {
     #[must_use]
     pub fn range_not_satisfiable(length: u64) -> Self {
         let message = format!("the range lies outside the blob of {length} bytes");
-        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, OciCode::RangeInvalid, message)
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, OciCode::SizeInvalid, message)
     }
 
     /// The error body of the distribution-spec, section "Error Codes".

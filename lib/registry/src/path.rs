@@ -1,7 +1,7 @@
 //! What a client asks for: the path of a pull request, and the registry it means. Called by the agent's front and the
 //! origin's HTTP side.
 
-use http::StatusCode;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use shoal_meta::Digest;
 
 use crate::error::{OciCode, OciError};
@@ -124,6 +124,24 @@ pub fn ns_of(query: Option<&str>) -> Option<String> {
     Some(percent_decoded(value))
 }
 
+/// Makes the `Link` to a listing's next page (RFC 8288) one that a client of ours can follow; it asked for `asked`. Upstream's
+/// own target names the repository as upstream does, and perhaps upstream's host: from here it would lead to another
+/// registry, or past us. A link without a query is none to a page of the same listing, and stays as it is.
+pub fn link_here(headers: &mut HeaderMap, asked: &Uri) {
+    let link = headers.get(header::LINK).and_then(|link| next_page(link.to_str().ok()?, asked.path(), asked.query()));
+    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
+        headers.insert(header::LINK, link);
+    }
+}
+
+fn next_page(link: &str, path: &str, query: Option<&str>) -> Option<String> {
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let (_, page) = target.split_once('?')?;
+    let ns = query.unwrap_or_default().split('&').find(|pair| pair.starts_with("ns="));
+    let ns = ns.map(|ns| format!("&{ns}")).unwrap_or_default();
+    Some(format!("<{path}?{page}{ns}>{parameters}"))
+}
+
 /// Decodes `%XX`; what is not an escape stays as it is, and what is not UTF-8 becomes U+FFFD.
 fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
@@ -211,12 +229,29 @@ mod tests {
         assert_eq!(ns_of(None), None);
     }
 
+    #[test]
+    fn the_next_page_is_asked_for_as_the_first_was() {
+        let path = "/v2/ghcr.io/org/app/tags/list";
+        for target in
+            ["/v2/org/app/tags/list?n=2&last=b", "https://ghcr.io/v2/org/app/tags/list?n=2&last=b", "?n=2&last=b"]
+        {
+            let link = format!("<{target}>; rel=\"next\"");
+            assert_eq!(next_page(&link, path, None), Some(format!("<{path}?n=2&last=b>; rel=\"next\"")));
+            let with_ns = next_page(&link, "/v2/org/app/tags/list", Some("n=2&ns=ghcr.io"));
+            assert_eq!(with_ns.as_deref(), Some("</v2/org/app/tags/list?n=2&last=b&ns=ghcr.io>; rel=\"next\""));
+        }
+        for link in ["", "<", "</v2/app/tags/next/17>; rel=\"next\""] {
+            assert_eq!(next_page(link, path, None), None, "{link}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_path_panics(path in ".{0,80}", ns in proptest::option::of(".{0,20}")) {
             let _ = parse(&path, ns.as_deref());
             let _ = parse(&format!("/v2/{path}"), ns.as_deref());
             let _ = ns_of(Some(&path));
+            let _ = next_page(&path, "/v2/a/tags/list", ns.as_deref());
         }
     }
 }

@@ -147,11 +147,16 @@ impl Upstream {
         let path = format!("manifests/{reference}");
         if head {
             let ask = Ask::new(access, Method::HEAD, &path, OciCode::ManifestUnknown).accept(accept);
-            let response = retry(self.0.timing, || self.ask(&ask)).await?;
-            if let Some(manifest) = described(response.headers(), reference) {
-                return manifest;
+            match retry(self.0.timing, || self.ask(&ask)).await {
+                Ok(response) => {
+                    if let Some(manifest) = described(response.headers(), reference) {
+                        return manifest;
+                    }
+                }
+                Err(UpstreamError::Refused { status: 405, .. }) => {}
+                Err(error) => return Err(error),
             }
-            // Registries may leave the digest or length out of HEAD; the content tells both.
+            // Registries may leave the digest or length out of HEAD, or not offer it; the content tells both.
         }
         let ask = Ask::new(access, Method::GET, &path, OciCode::ManifestUnknown).accept(accept);
         let (headers, content) = retry(self.0.timing, || self.document(&ask)).await?;

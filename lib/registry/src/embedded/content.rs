@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use shoal_meta::Digest;
 
 /// Blobs and manifests in memory. Every blob is in every repository.
@@ -15,6 +15,8 @@ pub struct Content {
     tags: BTreeMap<String, BTreeMap<String, Digest>>,
     /// What each repository holds.
     holdings: BTreeSet<(String, Digest)>,
+    /// Descriptors of the manifests that refer to another, by the one referred to.
+    referrers: BTreeMap<Digest, Vec<Value>>,
 }
 
 /// A manifest with its media type.
@@ -93,6 +95,25 @@ impl Content {
         digest
     }
 
+    /// Adds a manifest that refers to another, by digest only. The registry offers referrers when there is one.
+    pub fn add_referrer(&mut self, repository: &str, subject: &Digest, artifact_type: &str) -> Digest {
+        const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+        let empty = json!({
+            "mediaType": "application/vnd.oci.empty.v1+json", "digest": self.add_blob("{}").to_string(), "size": 2
+        });
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": artifact_type, "config": empty, "layers": [empty],
+            "subject": { "mediaType": MANIFEST_TYPE, "digest": subject.to_string(), "size": 1 },
+        });
+        let manifest = manifest.to_string();
+        let size = manifest.len();
+        let digest = self.add_manifest(repository, None, MANIFEST_TYPE, manifest);
+        self.referrers.entry(*subject).or_default().push(json!({
+            "mediaType": MANIFEST_TYPE, "digest": digest.to_string(), "size": size, "artifactType": artifact_type
+        }));
+        digest
+    }
+
     /// Adds an OCI image of these layers, lowest first, for Linux on this machine's architecture.
     pub fn add_image(&mut self, repository: &str, tag: &str, layers: Vec<Layer>) -> Image {
         const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -136,6 +157,11 @@ impl Content {
     pub(super) fn manifest(&self, repository: &str, digest: &Digest) -> Option<&Document> {
         let held = self.holdings.contains(&(repository.to_owned(), *digest));
         self.manifests.get(digest).filter(|_| held)
+    }
+
+    /// Descriptors of what refers to a manifest; `None` if referrers are not offered at all.
+    pub(super) fn referrers(&self, subject: &Digest) -> Option<&[Value]> {
+        (!self.referrers.is_empty()).then(|| self.referrers.get(subject).map_or(&[][..], Vec::as_slice))
     }
 
     /// The tags of a repository in order; `None` if there is no such repository.
