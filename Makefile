@@ -7,8 +7,8 @@ CARGO ?= cargo
 demo:
 	$(CARGO) run --release --quiet --bin shoal -- demo $(ARGS)
 
-# Everything: style, unit and integration tests, and as root the end-to-end tests with real daemons, which install what
-# they lack.
+# Everything: style, unit and integration tests, and as root the end-to-end tests with real daemons, which install or build
+# what they lack.
 test: check unit e2e
 
 check:

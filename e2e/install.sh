@@ -13,6 +13,7 @@ ctr:containerd
 runc:runc
 skopeo:skopeo
 podman:podman
+buildah:buildah
 docker-registry:docker-registry
 ip:iproute2
 tc:iproute2

@@ -6,14 +6,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::harness::{Bench, note};
 use crate::image::Image;
 use crate::lab::Lab;
 use crate::node::{Link, Node, Rate};
 use crate::process::Process;
-use crate::program::Program;
+use crate::program::{ADMIN, Program};
 use crate::registry::{HOST, Registry};
 use crate::runtime::{Client, pull_at_once};
 use crate::tls::Identity;
@@ -186,6 +186,17 @@ pub fn check_pulls(pulls: &[(&dyn Client, &str)], image: &Image) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// How many requests of a kind, `manifest` or `blob`, the agent of a node has answered with this status.
+///
+/// # Errors
+/// When the agent does not tell.
+pub fn answered(node: &Node, kind: &str, status: &str) -> Result<u64> {
+    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
+    let name = format!("shoal_agent_requests_total{{route=\"{kind}\",status=\"{status}\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    count.map_or(Ok(0), |count| count.parse().context("a counter"))
 }
 
 /// Bytes that the files under a directory take on the disk: holes do not count.

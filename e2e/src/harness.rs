@@ -6,6 +6,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
@@ -33,7 +34,23 @@ pub struct Test {
 pub struct Bench {
     state: PathBuf,
     test: &'static str,
+    skipped: Mutex<usize>,
 }
+
+/// The error of a test that cannot run on this machine: it counts as skipped.
+#[derive(Debug)]
+pub struct Skip(
+    /// Why.
+    pub String,
+);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
 
 impl Bench {
     /// Makes the lab of this test: see [`Lab::new`].
@@ -52,6 +69,12 @@ impl Bench {
         image(recipe)
     }
 
+    /// Counts parts of this test that cannot run on this machine as skipped, beside what becomes of the rest, and says why.
+    pub fn skip(&self, parts: usize, what: &str, reason: &str) {
+        note(format!("SKIPPED {parts}: {what}: {reason}"));
+        *self.skipped.lock().unwrap_or_else(PoisonError::into_inner) += parts;
+    }
+
     fn test_dir(&self) -> PathBuf {
         self.state.join(self.test)
     }
@@ -68,7 +91,8 @@ pub fn image(recipe: &Recipe) -> Result<Image> {
 }
 
 enum Outcome {
-    Passed,
+    /// With so many of its parts skipped.
+    Passed(usize),
     Failed(Error),
     Skipped(String),
 }
@@ -96,8 +120,9 @@ pub fn main(tests: &[Test]) -> ExitCode {
         };
         let seconds = started.elapsed().as_secs_f64();
         match outcome {
-            Outcome::Passed => {
+            Outcome::Passed(parts_skipped) => {
                 passed += 1;
+                skipped += parts_skipped;
                 println!("test {} ... ok ({seconds:.1} s)", test.name);
             }
             Outcome::Failed(error) => {
@@ -126,14 +151,17 @@ fn run_test(test: &Test) -> Outcome {
     if !missing.is_empty() {
         return Outcome::Skipped(format!("missing: {}", missing.join(", ")));
     }
-    let bench = Bench { state: state_dir(), test: test.name };
+    let bench = Bench { state: state_dir(), test: test.name, skipped: Mutex::default() };
     match catch_unwind(AssertUnwindSafe(|| (test.run)(&bench))) {
         Ok(Ok(())) => {
             // The files of a failed test stay for the one who looks into it.
             let _best_effort = fs::remove_dir_all(bench.test_dir());
-            Outcome::Passed
+            Outcome::Passed(bench.skipped.into_inner().unwrap_or_else(PoisonError::into_inner))
         }
-        Ok(Err(error)) => Outcome::Failed(error),
+        Ok(Err(error)) => match error.downcast::<Skip>() {
+            Ok(Skip(reason)) => Outcome::Skipped(reason),
+            Err(error) => Outcome::Failed(error),
+        },
         Err(panic) => Outcome::Failed(Error::msg(panic_text(panic.as_ref()))),
     }
 }
@@ -164,6 +192,16 @@ pub(crate) fn prepare_machine(more: &[&str]) -> Option<String> {
     let error = probed.err()?;
     let install_error = installed.err().map(|error| format!("; {error:#}")).unwrap_or_default();
     Some(format!("this machine gives no network namespaces with shaped links: {error:#}{install_error}"))
+}
+
+/// Bytes free where tests keep their files.
+///
+/// # Errors
+/// When the directory cannot be made.
+pub fn free_bytes() -> Result<u64> {
+    fs::create_dir_all(state_dir())?;
+    let disk = rustix::fs::statvfs(state_dir())?;
+    Ok(disk.f_bavail * disk.f_frsize)
 }
 
 pub(crate) fn on_path(command: &str) -> bool {

@@ -5,7 +5,7 @@
 //! kept: gzip of a realistic one takes some seconds.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +22,8 @@ const BUSYBOX: &str = "/bin/busybox";
 const FILE_BYTES_MAX: u64 = 48 * 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
 
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
 /// What an image is made of.
 #[derive(Debug, Clone)]
 pub enum Recipe {
@@ -31,6 +33,13 @@ pub enum Recipe {
     Random {
         /// Length of each layer above the base, in MiB.
         layers_mib: Vec<u64>,
+        /// Another seed, other bytes.
+        seed: u64,
+    },
+    /// No image: a blob of random bytes under types of its own (image-spec, "Guidelines for Artifact Usage").
+    Artifact {
+        /// Length of the blob in MiB.
+        mib: u64,
         /// Another seed, other bytes.
         seed: u64,
     },
@@ -47,6 +56,7 @@ impl Recipe {
                 let lengths = layers_mib.iter().map(u64::to_string).collect::<Vec<_>>().join("-");
                 format!("random-{seed}-{lengths}")
             }
+            Self::Artifact { mib, seed } => format!("artifact-{seed}-{mib}"),
         }
     }
 }
@@ -102,6 +112,15 @@ impl Image {
         self.blobs().map(|blob| blob.length).sum()
     }
 
+    /// The descriptor of its manifest.
+    ///
+    /// # Errors
+    /// When the layout cannot be read.
+    pub fn descriptor(&self) -> Result<Value> {
+        let length = fs::metadata(blob_path(&self.dir, &self.digest))?.len();
+        Ok(json!({ "mediaType": MANIFEST_TYPE, "digest": self.digest, "size": length }))
+    }
+
     fn open(dir: &Path) -> Result<Self> {
         let index: Value = serde_json::from_slice(&fs::read(dir.join("index.json"))?)?;
         let digest = blob_of(&index["manifests"][0])?.digest;
@@ -123,6 +142,29 @@ fn blob_path(dir: &Path, digest: &str) -> PathBuf {
 
 fn write_layout(dir: &Path, recipe: &Recipe) -> Result<()> {
     fs::create_dir_all(dir.join("blobs/sha256"))?;
+    let manifest = match recipe {
+        Recipe::Realistic | Recipe::Random { .. } => image_manifest(dir, recipe)?,
+        Recipe::Artifact { mib, seed } => artifact_manifest(dir, *mib, *seed)?,
+    };
+    let mut listed = write_json(dir, MANIFEST_TYPE, &manifest)?;
+    listed["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    fs::write(dir.join("index.json"), json!({ "schemaVersion": 2, "manifests": [listed] }).to_string())?;
+    Ok(())
+}
+
+fn artifact_manifest(dir: &Path, mib: u64, seed: u64) -> Result<Value> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut bytes = Vec::new();
+    io::Read::take(RandomBytes(&mut random), mib * MIB).read_to_end(&mut bytes)?;
+    Ok(json!({
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": "application/vnd.shoal.example.v1",
+        "config": write_json(dir, "application/vnd.shoal.example.config.v1+json", &json!({}))?,
+        "layers": [write_bytes(dir, "application/vnd.shoal.example.bytes", &bytes)?],
+    }))
+}
+
+fn image_manifest(dir: &Path, recipe: &Recipe) -> Result<Value> {
     let mut layers = vec![write_layer(dir, Compression::fast(), |tar| append_base(tar, &recipe.name()))?];
     match recipe {
         Recipe::Realistic => {
@@ -137,6 +179,7 @@ fn write_layout(dir: &Path, recipe: &Recipe) -> Result<()> {
                 layers.push(write_layer(dir, Compression::none(), |tar| append_random(tar, &mut random, *mib))?);
             }
         }
+        Recipe::Artifact { .. } => {}
     }
     let diff_ids = layers.iter().map(|layer| layer.diff_id.as_str()).collect::<Vec<_>>();
     let config = json!({
@@ -145,22 +188,20 @@ fn write_layout(dir: &Path, recipe: &Recipe) -> Result<()> {
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let descriptors = layers.iter().map(|layer| &layer.descriptor).collect::<Vec<_>>();
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+    Ok(json!({
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
         "config": write_json(dir, "application/vnd.oci.image.config.v1+json", &config)?,
         "layers": descriptors,
-    });
-    let mut listed = write_json(dir, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
-    listed["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
-    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    fs::write(dir.join("index.json"), json!({ "schemaVersion": 2, "manifests": [listed] }).to_string())?;
-    Ok(())
+    }))
 }
 
 fn write_json(dir: &Path, media_type: &str, content: &Value) -> Result<Value> {
-    let bytes = content.to_string().into_bytes();
-    let digest = format!("sha256:{}", hex(Sha256::digest(&bytes).as_slice()));
-    fs::write(blob_path(dir, &digest), &bytes)?;
+    write_bytes(dir, media_type, content.to_string().as_bytes())
+}
+
+fn write_bytes(dir: &Path, media_type: &str, bytes: &[u8]) -> Result<Value> {
+    let digest = format!("sha256:{}", hex(Sha256::digest(bytes).as_slice()));
+    fs::write(blob_path(dir, &digest), bytes)?;
     Ok(json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() }))
 }
 

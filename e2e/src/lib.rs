@@ -3,7 +3,7 @@
 //!
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
 //! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream; [`runtime`] holds the clients (dockerd,
-//! containerd, podman, skopeo); [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
+//! containerd, podman, skopeo and others), some of them built by [`tools`]; [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
 //! measures.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
@@ -20,5 +20,6 @@ pub mod program;
 pub mod registry;
 pub mod runtime;
 pub mod tls;
+pub mod tools;
 pub mod usage;
 pub mod wait;

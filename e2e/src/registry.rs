@@ -6,9 +6,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use crate::image::Image;
+use crate::image::{Image, hex};
 use crate::node::Node;
 use crate::process::Process;
 use crate::tls::Identity;
@@ -57,6 +59,14 @@ impl Registry {
         &self.node
     }
 
+    /// `kill -9` of its listeners.
+    ///
+    /// # Errors
+    /// When one cannot be waited for.
+    pub fn kill_dash_9(&mut self) -> Result<()> {
+        self.processes.iter_mut().try_for_each(Process::kill_dash_9)
+    }
+
     /// Pushes an image from the registry's own node, so no shaped link is crossed, and keeps the manifest's bytes.
     ///
     /// # Errors
@@ -66,6 +76,39 @@ impl Registry {
         let target = format!("docker://127.0.0.1:{PORT}/{name}:{tag}");
         let flags = ["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"];
         self.node.run("skopeo", &[&flags[..], &[&source, &target]].concat()).context("push an image").map(drop)
+    }
+
+    /// Pushes an image with its layers compressed by zstd instead. Returns the digest its manifest has then.
+    ///
+    /// # Errors
+    /// When skopeo fails, or leaves the layers as they are.
+    pub fn push_zstd(&self, image: &Image, name: &str, tag: &str) -> Result<String> {
+        let source = format!("oci:{}:latest", image.dir.display());
+        let target = format!("docker://127.0.0.1:{PORT}/{name}:{tag}");
+        let flags = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-compress-format=zstd"];
+        self.node.run("skopeo", &[&flags[..], &[&source, &target]].concat()).context("push an image")?;
+        let manifest = self.node.run("skopeo", &["inspect", "--raw", "--tls-verify=false", &target])?;
+        ensure!(!manifest.contains("tar+gzip"), "a layer is as it was: {manifest}");
+        Ok(format!("sha256:{}", hex(Sha256::digest(&manifest).as_slice())))
+    }
+
+    /// Puts an index of images that the repository holds under a tag. Returns its digest.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub fn put_index(&self, name: &str, tag: &str, images: &[(&str, &Image)]) -> Result<String> {
+        let listed = images.iter().map(|(architecture, image)| {
+            let mut descriptor = image.descriptor()?;
+            descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+            Ok(descriptor)
+        });
+        let listed = listed.collect::<Result<Vec<_>>>()?;
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": listed }).to_string();
+        let url = format!("http://127.0.0.1:{PORT}/v2/{name}/manifests/{tag}");
+        let kind = format!("Content-Type: {media_type}");
+        self.node.run("curl", &["-sSf", "-X", "PUT", "-H", &kind, "--data-binary", &index, &url])?;
+        Ok(format!("sha256:{}", hex(Sha256::digest(&index).as_slice())))
     }
 
     /// What the access log says of each blob, by digest, over all listeners.

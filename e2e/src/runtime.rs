@@ -2,14 +2,18 @@
 //! address of a mirror.
 
 mod containerd;
+mod crane;
+mod cri;
 mod docker;
 mod podman;
 
 use anyhow::{Context, Result};
 
 pub use containerd::Containerd;
+pub use crane::Crane;
+pub use cri::Cri;
 pub use docker::{Docker, Options as DockerOptions};
-pub use podman::{Mirror, Podman, Skopeo};
+pub use podman::{Buildah, Mirror, Podman, Skopeo};
 
 use crate::node::Node;
 
@@ -23,6 +27,14 @@ pub trait Client: Sync {
     /// # Errors
     /// When the pull fails, with what the client said.
     fn pull(&self, reference: &str) -> Result<()>;
+
+    /// Pulls what is no image, as it need not be unpacked.
+    ///
+    /// # Errors
+    /// When the pull fails, with what the client said.
+    fn fetch(&self, reference: &str) -> Result<()> {
+        self.pull(reference)
+    }
 
     /// The manifest digest of a pulled image, as this client knows it.
     ///

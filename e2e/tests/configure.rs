@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use shoal_e2e::cluster::{Cluster, Plan, check_pulls};
+use shoal_e2e::cluster::{Cluster, Plan, answered, check_pulls};
 use shoal_e2e::harness::{Bench, Test};
 use shoal_e2e::image::{Image, Recipe};
 use shoal_e2e::node::{Node, Rate};
-use shoal_e2e::program::{ADMIN, FRONT};
+use shoal_e2e::program::FRONT;
 use shoal_e2e::registry::HOST;
 use shoal_e2e::runtime::{Client, Containerd, Docker, DockerOptions, Podman};
 
@@ -97,19 +97,11 @@ fn snapshot(directory: &Path) -> Result<BTreeMap<PathBuf, Option<Vec<u8>>>> {
 
 /// Pulls, and shows that the agent was asked, or was not.
 fn check_pull(client: &dyn Client, reference: &str, image: &Image, through_agent: bool) -> Result<()> {
-    let before = manifests_asked(client.node())?;
+    let before = answered(client.node(), "manifest", "200")?;
     check_pulls(&[(client, reference)], image)?;
-    let asked = manifests_asked(client.node())? > before;
+    let asked = answered(client.node(), "manifest", "200")? > before;
     ensure!(asked == through_agent, "{reference}: the agent was {}asked", if asked { "" } else { "not " });
     Ok(())
-}
-
-/// How many requests for manifests the agent has answered.
-fn manifests_asked(node: &Node) -> Result<u64> {
-    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
-    let lines =
-        metrics.lines().filter(|line| line.starts_with("shoal_agent_requests_total{") && line.contains("\"manifest\""));
-    lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>().context("a counter")).sum()
 }
 
 /// Shows what the doctor says of the runtimes as a whole, and that it fails exactly when any check does.

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shoal_e2e::cluster::{Cluster, Plan, check_pulls};
-use shoal_e2e::harness::{Bench, Test, note};
+use shoal_e2e::harness::{Bench, Skip, Test, note};
 use shoal_e2e::image::{Image, Recipe};
 use shoal_e2e::node::{Node, Rate};
 use shoal_e2e::process::Process;
 use shoal_e2e::program::FRONT;
-use shoal_e2e::registry::HOST;
+use shoal_e2e::registry::{HOST, Registry};
 use shoal_e2e::runtime::{Client, Containerd, Docker, DockerOptions};
+use shoal_e2e::tools;
 use shoal_e2e::wait::wait_until;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -18,6 +19,21 @@ pub(crate) const TESTS: &[Test] = &[
         name: "containerd_falls_back_when_the_agent_is_killed_in_mid_pull",
         needs: &["containerd", "ctr"],
         run: containerd_loses_its_agent,
+    },
+    Test {
+        name: "containerd_2_that_fetches_by_ranges_falls_back_at_its_next_try_when_the_agent_is_killed_in_mid_pull",
+        needs: &[],
+        run: containerd_2_loses_its_agent,
+    },
+    Test {
+        name: "containerd_goes_on_at_its_next_host_when_the_agent_can_deliver_no_more",
+        needs: &["containerd", "ctr"],
+        run: containerd_loses_its_agents_sources,
+    },
+    Test {
+        name: "containerd_2_that_fetches_by_ranges_goes_on_at_its_next_host_when_the_agent_can_deliver_no_more",
+        needs: &[],
+        run: containerd_2_loses_its_agents_sources,
     },
     Test {
         name: "dockerd_falls_back_to_docker_hub_when_the_agent_is_killed_in_mid_pull",
@@ -74,6 +90,62 @@ fn containerd_loses_its_agent(bench: &Bench) -> Result<()> {
         cluster.kill_agent(0)
     })?;
     check_fell_back(&cluster, &node)
+}
+
+/// Of ranges side by side containerd asks its next host only for the first, or for one that was cut: a pull in whose midst the
+/// agent dies may fail. As the kubelet does, it is tried again.
+fn containerd_2_loses_its_agent(bench: &Bench) -> Result<()> {
+    let programs = tools::find().map_err(Skip)?;
+    let image = image(bench)?;
+    let mut cluster = Cluster::start(bench, Plan::equal(1, RATE), &image, "org/app")?;
+    let node = std::sync::Arc::clone(&cluster.agents[0].node);
+    let containerd = Containerd::start_2(&node, programs)?;
+    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[&format!("http://{FRONT}")])?;
+    let reference = format!("{HOST}/org/app:1");
+    let first = std::thread::scope(|scope| {
+        let pulling = scope.spawn(|| containerd.pull(&reference));
+        wait_received(&node, &image, 30)?;
+        ensure!(!pulling.is_finished(), "the pull had ended before the agent was killed");
+        cluster.kill_agent(0)?;
+        Ok(pulling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    note(format!("the first try {}", if first.is_ok() { "succeeded" } else { "failed" }));
+    check_pulls(&[(&containerd, &reference)], &image)?;
+    check_fell_back(&cluster, &node)
+}
+
+fn containerd_loses_its_agents_sources(bench: &Bench) -> Result<()> {
+    check_sources_lost(bench, Containerd::start)
+}
+
+fn containerd_2_loses_its_agents_sources(bench: &Bench) -> Result<()> {
+    let programs = tools::find().map_err(Skip)?;
+    check_sources_lost(bench, |node| Containerd::start_2(node, programs))
+}
+
+/// Kills the origin and the registry in mid-pull. What the agent then answers has to lead containerd on to a registry that only
+/// containerd knows, in the same pull.
+fn check_sources_lost(bench: &Bench, start: impl FnOnce(&std::sync::Arc<Node>) -> Result<Containerd>) -> Result<()> {
+    let image = image(bench)?;
+    let mut cluster = Cluster::start(bench, Plan::equal(2, RATE), &image, "org/app")?;
+    let [node, spare] = [0, 1].map(|index| std::sync::Arc::clone(&cluster.agents[index].node));
+    let next_host = Registry::start(&spare, None)?;
+    next_host.push(&image, "org/app", "1")?;
+    let containerd = start(&node)?;
+    containerd.set_hosts(HOST, &format!("http://{}", spare.name()), &[&format!("http://{FRONT}")])?;
+    let reference = format!("{HOST}/org/app:1");
+    check_disturbed(&[(&containerd, &reference)], &image, || {
+        wait_received(&node, &image, 30)?;
+        cluster.origin.kill_dash_9()?;
+        cluster.upstream.kill_dash_9()
+    })?;
+    let [agent, rest] = [&cluster.origin_node, &spare].map(|source| node.received_from(source));
+    let (agent, rest) = (agent?, rest?);
+    note(format!("{agent} bytes from the origin, {rest} from the next host"));
+    // Ranges that are dropped after their share leave a tenth or so unread.
+    let kept = 10 * rest < 9 * image.length();
+    ensure!(agent > 1 << 20 && rest > 1 << 20 && kept, "{agent} bytes from the origin, {rest} from the next host");
+    Ok(())
 }
 
 fn dockerd_loses_its_agent(bench: &Bench) -> Result<()> {

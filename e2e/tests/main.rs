@@ -1,6 +1,7 @@
 //! The end-to-end tests: one program, one topic a file, one test at a time. Run with `cargo test -p shoal-e2e`, as root;
 //! words after `--` choose tests by name.
 
+mod clients;
 mod configure;
 mod first_byte;
 mod lab;
@@ -12,5 +13,7 @@ use std::process::ExitCode;
 use shoal_e2e::harness;
 
 fn main() -> ExitCode {
-    harness::main(&[lab::TESTS, pulls::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS].concat())
+    harness::main(
+        &[lab::TESTS, pulls::TESTS, clients::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS].concat(),
+    )
 }

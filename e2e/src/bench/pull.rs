@@ -22,7 +22,7 @@ use super::{NAME, TAG};
 use crate::image::{Blob, Image, hex};
 use crate::node::Node;
 use crate::registry::HOST;
-use crate::runtime::Containerd;
+use crate::runtime::{Client as _, Containerd};
 
 /// Blobs fetched at a time: containerd's default.
 const CONCURRENT_DOWNLOADS: usize = 3;

@@ -1,5 +1,6 @@
 //! containerd with `ctr`, which reads certs.d/hosts.toml.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,11 @@ use crate::node::Node;
 use crate::process::{Process, output};
 use crate::wait::wait_until;
 
+/// How many ranges of a layer containerd 2.x fetches at a time.
+const RANGES: u8 = 3;
+/// The length of each of them.
+const RANGE_BYTES: u32 = 1 << 20;
+
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
@@ -21,8 +27,18 @@ pub struct Containerd {
     socket: PathBuf,
     certs_d: PathBuf,
     ca: Option<PathBuf>,
+    /// Where its programs are, unless they are those on `PATH`.
+    programs: Option<PathBuf>,
     containers: AtomicU32,
     _process: Process,
+}
+
+/// Configuration of containerd 1.6 and 2.x: what differs between the two.
+#[derive(Debug, Clone, Copy)]
+enum Series<'a> {
+    One,
+    /// With its programs in a directory.
+    Two(&'a Path),
 }
 
 impl Containerd {
@@ -32,7 +48,8 @@ impl Containerd {
     /// When it does not start.
     pub fn start(node: &Arc<Node>) -> Result<Self> {
         let certs_d = node.dir().join("certs.d");
-        Self::start_without(node, &["io.containerd.grpc.v1.cri"], &node.dir().join("containerd.toml"), certs_d)
+        let plugins = ["io.containerd.grpc.v1.cri"];
+        Self::start_without(node, Series::One, &plugins, &node.dir().join("containerd.toml"), certs_d)
     }
 
     /// Starts containerd with its CRI plugin, which is told of the same mirrors.
@@ -40,7 +57,18 @@ impl Containerd {
     /// # Errors
     /// As [`Containerd::start`].
     pub fn start_with_cri(node: &Arc<Node>) -> Result<Self> {
-        Self::start_without(node, &[], &node.dir().join("containerd.toml"), node.dir().join("certs.d"))
+        let config = node.dir().join("containerd.toml");
+        Self::start_without(node, Series::One, &[], &config, node.dir().join("certs.d"))
+    }
+
+    /// Starts containerd 2.x of [`crate::tools`] with its CRI plugin, which is told of the same mirrors, and lets it fetch a layer by
+    /// three ranges of 1 MiB at a time.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_2(node: &Arc<Node>, programs: &Path) -> Result<Self> {
+        let config = node.dir().join("containerd.toml");
+        Self::start_without(node, Series::Two(programs), &[], &config, node.dir().join("certs.d"))
     }
 
     /// Starts containerd with its CRI plugin and its files where packages put them, which the node has for itself: see
@@ -50,39 +78,47 @@ impl Containerd {
     /// As [`Containerd::start`].
     pub fn start_installed(node: &Arc<Node>, ca: &Path) -> Result<Self> {
         let config = node.own("/etc/containerd")?.join("config.toml");
-        let containerd = Self::start_without(node, &[], &config, PathBuf::from("/etc/containerd/certs.d"))?;
+        let containerd =
+            Self::start_without(node, Series::One, &[], &config, PathBuf::from("/etc/containerd/certs.d"))?;
         Ok(Self { ca: Some(ca.to_owned()), ..containerd })
     }
 
-    fn start_without(node: &Arc<Node>, plugins: &[&str], config: &Path, certs_d: PathBuf) -> Result<Self> {
+    fn start_without(
+        node: &Arc<Node>,
+        series: Series<'_>,
+        plugins: &[&str],
+        config: &Path,
+        certs_d: PathBuf,
+    ) -> Result<Self> {
         let disabled = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
         let disabled = disabled.map(|name| format!("io.containerd.{name}"));
         let disabled = disabled.iter().map(String::as_str).chain(plugins.iter().copied()).collect::<Vec<_>>();
         let socket = node.run_dir().join("containerd.sock");
         let text = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = {disabled:?}\n[grpc]\naddress = {socket:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {:?}\n",
+            "root = {:?}\nstate = {:?}\ndisabled_plugins = {disabled:?}\n{}[grpc]\naddress = {socket:?}\n",
             node.dir().join("containerd"),
             node.run_dir().join("containerd"),
-            certs_d,
+            series.settings(&certs_d),
         );
         fs::write(config, text)?;
         node.run("mkdir", &["-p", &certs_d.to_string_lossy()])?;
-        let mut command = node.command("containerd");
-        command.arg("--config").arg(config);
+        let programs = series.programs();
+        let mut command = node.command("env");
+        // It looks for its shim there.
+        command.arg(path_with(programs)).arg("containerd").arg("--config").arg(config);
         let process = node.start("containerd", command)?;
         let mut containerd = Self {
             node: Arc::clone(node),
             socket,
             certs_d,
             ca: None,
+            programs: programs.map(Path::to_owned),
             containers: AtomicU32::new(0),
             _process: process,
         };
         wait_until("containerd to answer", Duration::from_secs(60), || {
             containerd._process.check_running()?;
-            Ok(output(ctr(&containerd.node, &containerd.socket).arg("version")).is_ok())
+            Ok(output(containerd.command().arg("version")).is_ok())
         })?;
         Ok(containerd)
     }
@@ -119,16 +155,21 @@ impl Containerd {
         self.node.dir().join("containerd/io.containerd.content.v1.content")
     }
 
-    /// Pulls an image without unpacking it.
-    ///
-    /// # Errors
-    /// When the pull fails, with what `ctr` said.
-    pub fn fetch(&self, reference: &str) -> Result<()> {
-        self.ctr(&["content", "fetch", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
+    /// Runs a program of an image in one of its namespaces.
+    pub(super) fn run_in(&self, namespace: &str, reference: &str, words: &[&str]) -> Result<String> {
+        // Cgroups are named after containers, and all nodes share the machine's cgroups.
+        let id = format!("{}-{}", self.node.name(), self.containers.fetch_add(1, Ordering::Relaxed));
+        self.ctr(&[&["--namespace", namespace, "run", "--rm", "--net-host", reference, &id], words].concat())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.node.bounded("env");
+        command.arg(path_with(self.programs.as_deref())).arg("ctr").arg("--address").arg(&self.socket);
+        command
     }
 
     fn ctr(&self, words: &[&str]) -> Result<String> {
-        let mut command = ctr(&self.node, &self.socket);
+        let mut command = self.command();
         if let Some(ca) = &self.ca {
             command.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent");
         }
@@ -136,10 +177,41 @@ impl Containerd {
     }
 }
 
-fn ctr(node: &Node, socket: &Path) -> Command {
-    let mut command = node.bounded("ctr");
-    command.arg("--address").arg(socket);
-    command
+/// A `PATH` on which these programs come first.
+fn path_with(programs: Option<&Path>) -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut assignment = OsString::from("PATH=");
+    if let Some(programs) = programs {
+        assignment.push(programs);
+        assignment.push(":");
+    }
+    assignment.push(path);
+    assignment
+}
+
+impl Series<'_> {
+    fn programs(&self) -> Option<&Path> {
+        match self {
+            Self::One => None,
+            Self::Two(programs) => Some(programs),
+        }
+    }
+
+    /// Where it learns of mirrors, and what else it has to be told.
+    fn settings(&self, certs_d: &Path) -> String {
+        match self {
+            Self::One => {
+                format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {certs_d:?}\n")
+            }
+            // The CRI plugin pulls by the transfer service, whose settings count for both.
+            Self::Two(_) => format!(
+                "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = {certs_d:?}\n\
+                 [plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = {RANGES}\n\
+                 concurrent_layer_fetch_buffer = {RANGE_BYTES}\n\
+                 [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n"
+            ),
+        }
+    }
 }
 
 impl Client for Containerd {
@@ -151,6 +223,10 @@ impl Client for Containerd {
         self.ctr(&["images", "pull", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
     }
 
+    fn fetch(&self, reference: &str) -> Result<()> {
+        self.ctr(&["content", "fetch", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
+    }
+
     fn digest(&self, reference: &str) -> Result<String> {
         let table = self.ctr(&["images", "list", &format!("name=={reference}")])?;
         let digest = table.split_whitespace().find(|word| word.starts_with("sha256:"));
@@ -158,8 +234,6 @@ impl Client for Containerd {
     }
 
     fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>> {
-        // Cgroups are named after containers, and all nodes share the machine's cgroups.
-        let id = format!("{}-{}", self.node.name(), self.containers.fetch_add(1, Ordering::Relaxed));
-        self.ctr(&[&["run", "--rm", "--net-host", reference, &id], words].concat()).map(Some)
+        self.run_in("default", reference, words).map(Some)
     }
 }

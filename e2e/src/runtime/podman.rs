@@ -1,4 +1,4 @@
-//! podman and skopeo: no daemons, one library (containers/image), configured by registries.conf.
+//! podman, skopeo and buildah: no daemons, one library (containers/image), configured by registries.conf.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -138,6 +138,54 @@ impl Client for Skopeo {
 
     fn run(&self, _reference: &str, _words: &[&str]) -> Result<Option<String>> {
         Ok(None)
+    }
+}
+
+/// buildah on a node.
+#[derive(Debug)]
+pub struct Buildah {
+    node: Arc<Node>,
+    registries_conf: PathBuf,
+}
+
+impl Buildah {
+    /// Prepares buildah on a node.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
+        let registries_conf = node.dir().join("registries.conf");
+        Mirror::write(mirrors, &registries_conf)?;
+        hide_shared_state(node)?;
+        Ok(Self { node: Arc::clone(node), registries_conf })
+    }
+
+    fn buildah(&self, words: &[&str]) -> Result<String> {
+        let mut command = self.node.bounded("buildah");
+        command.arg("--root").arg(self.node.dir().join("buildah"));
+        command.arg("--runroot").arg(self.node.run_dir().join("buildah"));
+        command.arg("--registries-conf").arg(&self.registries_conf);
+        output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+impl Client for Buildah {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        self.buildah(&["pull", "--quiet", reference]).map(drop)
+    }
+
+    fn digest(&self, reference: &str) -> Result<String> {
+        let digest = self.buildah(&["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", reference])?;
+        Ok(digest.trim().to_owned())
+    }
+
+    fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>> {
+        let container = self.buildah(&["from", "--pull-never", reference])?;
+        self.buildah(&[&["run", "--isolation", "chroot", container.trim(), "--"], words].concat()).map(Some)
     }
 }
 
