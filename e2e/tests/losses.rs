@@ -31,11 +31,6 @@ pub(crate) const TESTS: &[Test] = &[
         run: containerd_loses_its_agents_sources,
     },
     Test {
-        name: "containerd_2_that_fetches_by_ranges_goes_on_at_its_next_host_when_the_agent_can_deliver_no_more",
-        needs: &[],
-        run: containerd_2_loses_its_agents_sources,
-    },
-    Test {
         name: "dockerd_falls_back_to_docker_hub_when_the_agent_is_killed_in_mid_pull",
         needs: &["dockerd", "docker"],
         run: dockerd_loses_its_agent,
@@ -116,11 +111,6 @@ fn containerd_2_loses_its_agent(bench: &Bench) -> Result<()> {
 
 fn containerd_loses_its_agents_sources(bench: &Bench) -> Result<()> {
     check_sources_lost(bench, Containerd::start)
-}
-
-fn containerd_2_loses_its_agents_sources(bench: &Bench) -> Result<()> {
-    let programs = tools::find().map_err(Skip)?;
-    check_sources_lost(bench, |node| Containerd::start_2(node, programs))
 }
 
 /// Kills the origin and the registry in mid-pull. What the agent then answers has to lead containerd on to a registry that only
