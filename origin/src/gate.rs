@@ -1,23 +1,10 @@
-//! The one door to upstream registries: counts every request by kind and outcome, and keeps the door to a registry shut
-//! for as long as that registry asked to be left alone. Called by ingest, manifests, authorisation and the HTTP front.
-
-use std::sync::Mutex;
-use std::time::Duration;
+//! The one door to upstream registries: counts every request by kind and outcome. Called by ingest, manifests, authorisation
+//! and the HTTP front.
 
 use shoal_meta::Digest;
 use shoal_registry::{Access, BlobBody, Document, Manifest, Reference, Repository, Upstream, UpstreamError};
-use tokio::time::Instant;
 
-use crate::lock;
 use crate::metrics::OriginMetrics;
-use crate::recent::Recent;
-
-/// How long a registry that limits us without saying for how long is left alone.
-const PAUSE_DEFAULT: Duration = Duration::from_secs(30);
-/// The longest a registry is left alone before it is asked again.
-const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
-/// The most registries remembered.
-const REGISTRIES_MAX: usize = 1024;
 
 /// What a digest names: registries keep blobs and manifests apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -31,13 +18,12 @@ pub(crate) enum Kind {
 /// The way to upstream.
 pub(crate) struct Gate {
     upstream: Upstream,
-    paused: Mutex<Recent<String, Instant>>,
     metrics: OriginMetrics,
 }
 
 impl Gate {
     pub(crate) fn new(upstream: Upstream, metrics: OriginMetrics) -> Self {
-        Self { upstream, paused: Mutex::new(Recent::new(REGISTRIES_MAX)), metrics }
+        Self { upstream, metrics }
     }
 
     /// Whether the configuration lets this repository be served.
@@ -92,8 +78,8 @@ impl Gate {
     }
 
     /// Notes an error that came after the headers, in the midst of a body.
-    pub(crate) fn note_cut(&self, access: &Access, error: &UpstreamError) {
-        self.note("blob_body", access, Some(error));
+    pub(crate) fn note_cut(&self, error: &UpstreamError) {
+        self.count("blob_body", Some(error));
     }
 
     async fn pass<T>(
@@ -102,37 +88,19 @@ impl Gate {
         access: &Access,
         request: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        self.admit(&access.repository.registry)?;
+        let rests = self.upstream.rests(&access.repository.registry).is_some();
         let result = request.await;
-        self.note(kind, access, result.as_ref().err());
+        let error = result.as_ref().err();
+        if !(rests && matches!(error, Some(UpstreamError::RateLimited { .. }))) {
+            self.count(kind, error);
+        }
         result
     }
 
-    fn admit(&self, registry: &str) -> Result<(), UpstreamError> {
-        let now = Instant::now();
-        let mut paused = lock(&self.paused);
-        let until = paused.get(&registry.to_owned()).copied().filter(|_| !self.upstream.has_mirrors(registry));
-        match until.map(|until| until.saturating_duration_since(now)) {
-            Some(left) if !left.is_zero() => Err(UpstreamError::RateLimited { retry_after: Some(left) }),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    fn note(&self, kind: &'static str, access: &Access, error: Option<&UpstreamError>) {
+    fn count(&self, kind: &'static str, error: Option<&UpstreamError>) {
         // Nobody was asked.
-        if matches!(error, Some(UpstreamError::Offline { .. } | UpstreamError::Excluded { .. })) {
-            return;
-        }
-        self.metrics.upstream_requests.with_label_values(&[kind, outcome(error)]).inc();
-        let pause = match error {
-            Some(UpstreamError::RateLimited { retry_after }) => Some(retry_after.unwrap_or(PAUSE_DEFAULT)),
-            Some(error) => error.retry_after(),
-            None => None,
-        };
-        if let Some(pause) = pause {
-            let registry = &access.repository.registry;
-            tracing::warn!(%registry, ?pause, "upstream limits us; leaving it alone");
-            lock(&self.paused).put(registry.clone(), Instant::now() + pause.min(PAUSE_MAX));
+        if !matches!(error, Some(UpstreamError::Offline { .. } | UpstreamError::Excluded { .. })) {
+            self.metrics.upstream_requests.with_label_values(&[kind, outcome(error)]).inc();
         }
     }
 }

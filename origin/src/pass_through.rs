@@ -59,7 +59,7 @@ impl PassThrough {
         while open.rest.is_empty() {
             open.rest = open.arrive(self.digest).await.inspect_err(|error| {
                 if let OriginError::Upstream(error) = error {
-                    self.gate.note_cut(&self.access, error);
+                    self.gate.note_cut(error);
                 }
             })?;
             self.metrics.upstream_bytes.inc_by(open.rest.len() as u64);

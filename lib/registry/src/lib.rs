@@ -21,7 +21,7 @@ pub use range::RangeSet;
 pub use reference::{Reference, ReferenceError, Repository};
 pub use secret::Secret;
 pub use upstream::{
-    Access, BlobBody, Config, ConfigError, Document, ErrorParts, Manifest, RegistryConfig, Timing, Upstream,
+    Access, BlobBody, Config, ConfigError, Document, ErrorParts, Givers, Manifest, RegistryConfig, Timing, Upstream,
     UpstreamError,
 };
 

@@ -12,6 +12,7 @@ mod config;
 mod credentials;
 mod endpoint;
 mod error;
+mod limits;
 mod remap;
 mod request;
 mod rules;
@@ -20,19 +21,22 @@ mod token;
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Response, header};
+use hyper::body::Incoming;
 use serde::Deserialize;
 use shoal_meta::Digest;
 
 use self::backoff::retry;
 use self::credentials::Credentials;
-use self::endpoint::Endpoints;
-use self::request::{Ask, text_header};
+use self::endpoint::{Endpoint, Endpoints};
+use self::limits::Limits;
+use self::request::{Ask, document, text_header};
 use self::rules::Rules;
 use self::token::Tokens;
 use crate::error::OciCode;
@@ -79,8 +83,13 @@ pub struct BlobBody {
     pub length: u64,
     /// Where this body begins, in bytes.
     pub offset: u64,
+    givers: Givers,
     stream: Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>,
 }
+
+/// The mirrors that gave a body or a part of it. A cheap handle.
+#[derive(Clone, Default)]
+pub struct Givers(Arc<Mutex<Vec<Arc<Endpoint>>>>);
 
 /// The client of all upstream registries. A cheap handle: clones share connections and tokens.
 #[derive(Clone)]
@@ -92,6 +101,7 @@ struct Inner {
     endpoints: Endpoints,
     credentials: Credentials,
     tokens: Tokens,
+    limits: Limits,
     timing: Timing,
 }
 
@@ -107,6 +117,7 @@ impl Upstream {
             endpoints: Endpoints::new(&config.registries, config.timing.connect)?,
             credentials: Credentials::open(&config)?,
             tokens: Tokens::default(),
+            limits: Limits::default(),
             timing: config.timing,
         })))
     }
@@ -119,10 +130,17 @@ impl Upstream {
         self.0.rules.check(repository)
     }
 
-    /// Whether a registry has mirrors: while it limits our requests, they can be asked all the same, and it is left alone.
+    /// For how long a registry that limits our requests is still left alone: until then it is not asked, and what its mirrors
+    /// do not give fails with [`UpstreamError::RateLimited`].
     #[must_use]
-    pub fn has_mirrors(&self, registry: &str) -> bool {
-        self.0.endpoints.find(registry).are_several()
+    pub fn rests(&self, registry: &str) -> Option<Duration> {
+        self.0.limits.rests(registry)
+    }
+
+    /// Leaves a registry alone if this error says so. The client heeds its own answers by itself; this is for those that
+    /// others got.
+    pub fn heed(&self, registry: &str, error: &UpstreamError) {
+        self.0.limits.heed(registry, error);
     }
 
     /// Whether upstream is never asked: every method then fails with [`UpstreamError::Offline`], and what is held may be
@@ -144,23 +162,23 @@ impl Upstream {
         head: bool,
         accept: &[String],
     ) -> Result<Manifest, UpstreamError> {
-        let path = format!("manifests/{reference}");
+        let (path, timing) = (format!("manifests/{reference}"), self.0.timing);
         if head {
             let ask = Ask::new(access, Method::HEAD, &path, OciCode::ManifestUnknown).accept(accept);
-            match retry(self.0.timing, || self.ask(&ask)).await {
-                Ok(response) => {
-                    if let Some(manifest) = described(response.headers(), reference) {
-                        return manifest;
-                    }
-                }
-                Err(UpstreamError::Refused { status: 405, .. }) => {}
+            let take = |response: Response<Incoming>| async move { described(response.headers(), reference) };
+            match retry(timing, || self.ask_for(&ask, take)).await {
+                Ok(Some(manifest)) => return Ok(manifest),
+                Ok(None) | Err(UpstreamError::Refused { status: 405, .. }) => {}
                 Err(error) => return Err(error),
             }
             // Registries may leave the digest or length out of HEAD, or not offer it; the content tells both.
         }
         let ask = Ask::new(access, Method::GET, &path, OciCode::ManifestUnknown).accept(accept);
-        let (headers, content) = retry(self.0.timing, || self.document(&ask)).await?;
-        let mut manifest = verified(&headers, reference, content)?;
+        let take = |response| async move {
+            let (headers, content) = document(response, timing).await?;
+            verified(&headers, reference, content)
+        };
+        let mut manifest = retry(timing, || self.ask_for(&ask, take)).await?;
         if head {
             manifest.content = Bytes::new();
         }
@@ -195,7 +213,8 @@ impl Upstream {
         accept: &[String],
     ) -> Result<Document, UpstreamError> {
         let ask = Ask::new(access, Method::GET, path_and_query, OciCode::NameUnknown).listing(accept);
-        let (all, content) = retry(self.0.timing, || self.document(&ask)).await?;
+        let timing = self.0.timing;
+        let (all, content) = retry(timing, || self.ask_for(&ask, |response| document(response, timing))).await?;
         let mut headers = HeaderMap::new();
         for name in [header::CONTENT_TYPE, header::LINK, header::HeaderName::from_static("oci-filters-applied")] {
             if let Some(value) = all.get(&name) {
@@ -226,18 +245,17 @@ impl Upstream {
 }
 
 /// What HEAD says of a manifest; `None` if it leaves out what we need.
-fn described(headers: &HeaderMap, reference: &Reference) -> Option<Result<Manifest, UpstreamError>> {
+fn described(headers: &HeaderMap, reference: &Reference) -> Result<Option<Manifest>, UpstreamError> {
     let declared = text_header(headers, DOCKER_CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
-    let length = text_header(headers, header::CONTENT_LENGTH.as_str())?.parse().ok()?;
-    let media_type = media_type(headers)?;
-    let digest = match (reference, declared) {
-        (Reference::Digest(asked), Some(declared)) if differs(asked, &declared) => {
-            return Some(Err(wrong_digest(asked, &declared)));
-        }
-        (Reference::Digest(asked), _) => *asked,
-        (Reference::Tag(_), declared) => declared?,
-    };
-    Some(Ok(Manifest { digest, media_type, length, content: Bytes::new() }))
+    if let (Some(asked), Some(declared)) = (reference.digest(), &declared)
+        && differs(asked, declared)
+    {
+        return Err(wrong_digest(asked, declared));
+    }
+    let length = text_header(headers, header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+    let (digest, media_type) = (reference.digest().copied().or(declared), media_type(headers));
+    let told = digest.zip(length).zip(media_type);
+    Ok(told.map(|((digest, length), media_type)| Manifest { digest, media_type, length, content: Bytes::new() }))
 }
 
 /// Checks content against the digest asked for, or for a tag the one declared.
@@ -292,6 +310,39 @@ impl Access {
     #[must_use]
     pub fn new(repository: Repository) -> Self {
         Self { repository, authorization: None }
+    }
+}
+
+impl BlobBody {
+    /// Who gave it, for when its bytes turn out to be wrong.
+    #[must_use]
+    pub fn givers(&self) -> Givers {
+        self.givers.clone()
+    }
+}
+
+impl Givers {
+    /// Says that the bytes were not those of the blob: the mirrors among the givers are left alone for a while. Tells whether
+    /// there were any, so that asking again may bring others.
+    #[must_use]
+    pub fn disown(&self) -> bool {
+        let mirrors = self.lock();
+        mirrors.iter().for_each(|mirror| mirror.shun());
+        !mirrors.is_empty()
+    }
+
+    fn add(&self, mirror: &Arc<Endpoint>) {
+        self.lock().push(Arc::clone(mirror));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Endpoint>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Givers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Givers").field(&self.lock().len()).finish()
     }
 }
 

@@ -21,7 +21,7 @@ const KEPT_AFTER_FAILURE: Duration = Duration::from_secs(15 * 60);
 /// Fetches to the end and tells how it went.
 pub(super) async fn run(landing: Landing, body: BlobBody) {
     let (inner, ingest) = (Arc::clone(&landing.inner), Arc::clone(&landing.ingest));
-    let digest = ingest.digest;
+    let (digest, givers) = (ingest.digest, body.givers());
     inner.metrics.ingests.inc();
     let started = Instant::now();
     let end = fetch(&inner, &ingest, body).await;
@@ -35,7 +35,10 @@ pub(super) async fn run(landing: Landing, body: BlobBody) {
         Err(error @ OriginError::WrongContent(_)) => {
             tracing::error!(%digest, %error, registry = %lock(&ingest.access).repository, "blob withdrawn");
             inner.node.withdraw(digest, "upstream sends other bytes").await;
-            lock(&inner.wrong).put(digest, Instant::now());
+            // Without the mirror that gave them others may come.
+            if !givers.disown() {
+                lock(&inner.wrong).put(digest, Instant::now());
+            }
             "withdrawn"
         }
         Err(error @ OriginError::Disk(_)) => {
@@ -87,7 +90,7 @@ async fn fetch(inner: &Inner, ingest: &Ingest, body: BlobBody) -> Result<Blob, O
             Err(OriginError::Upstream(error)) => error,
             Err(error) => return Err(error),
         };
-        inner.gate.note_cut(&access, &error);
+        inner.gate.note_cut(&error);
         // The first caller's token may have expired since; another's may be good.
         let newer = lock(&ingest.access).clone();
         if newer == access || !crate::error::is_about_the_caller(&error) {

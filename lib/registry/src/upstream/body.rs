@@ -11,7 +11,7 @@ use shoal_meta::Digest;
 use super::backoff::{Backoff, retry};
 use super::endpoint::Endpoint;
 use super::request::{Ask, next_bytes, text_header};
-use super::{Access, BlobBody, Upstream, UpstreamError};
+use super::{Access, BlobBody, Givers, Upstream, UpstreamError};
 use crate::error::OciCode;
 use crate::range::parse_content_range;
 
@@ -35,11 +35,12 @@ pub(super) async fn open(
             if length != offset {
                 return Err(UpstreamError::Refused { status: 416, message });
             }
-            return Ok(BlobBody { length, offset, stream: Box::pin(stream::empty()) });
+            return Ok(BlobBody { length, offset, givers: Givers::default(), stream: Box::pin(stream::empty()) });
         }
         Err(error) => return Err(error),
     };
-    let length = opened.length;
+    let (length, givers) = (opened.length, Givers::default());
+    opened.mirror.iter().for_each(|mirror| givers.add(mirror));
     let resuming = Resuming {
         upstream: upstream.clone(),
         access: access.clone(),
@@ -48,6 +49,7 @@ pub(super) async fn open(
         position: offset,
         body: opened.body,
         mirror: opened.mirror,
+        givers: givers.clone(),
         skip: opened.skip,
         backoff: Backoff::new(timing),
         resumes: 0,
@@ -55,7 +57,7 @@ pub(super) async fn open(
     let stream = stream::try_unfold(Box::new(resuming), |mut resuming| async move {
         Ok(resuming.next().await?.map(|bytes| (bytes, resuming)))
     });
-    Ok(BlobBody { length, offset, stream: Box::pin(stream) })
+    Ok(BlobBody { length, offset, givers, stream: Box::pin(stream) })
 }
 
 /// Asks for a blob's length by HEAD, and by a range where HEAD does not tell it.
@@ -146,6 +148,7 @@ struct Resuming {
     position: u64,
     body: Incoming,
     mirror: Option<Arc<Endpoint>>,
+    givers: Givers,
     skip: u64,
     backoff: Backoff,
     resumes: u32,
@@ -199,6 +202,7 @@ impl Resuming {
                 Ok(opened) => {
                     self.body = opened.body;
                     self.mirror = opened.mirror;
+                    self.mirror.iter().for_each(|mirror| self.givers.add(mirror));
                     self.skip = opened.skip;
                     return Ok(());
                 }

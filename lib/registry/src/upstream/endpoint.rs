@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     clients: Clients,
     /// Of a mirror: what it is called, and so whose credentials are used.
     host: Option<String>,
-    /// Of one that is left alone.
+    /// Of a mirror that is left alone.
     resume_at: Mutex<Option<Instant>>,
 }
 
@@ -95,11 +95,6 @@ impl Endpoints {
 }
 
 impl Places {
-    /// Whether there are mirrors beside the registry.
-    pub(super) fn are_several(&self) -> bool {
-        !self.mirrors.is_empty()
-    }
-
     /// The mirrors to ask now. What a caller proves itself with is the registry's to check: with `brought`, only mirrors at
     /// the registry's own server are.
     pub(super) fn mirrors(&self, brought: bool) -> impl Iterator<Item = &Arc<Endpoint>> {
@@ -156,6 +151,12 @@ impl Endpoint {
                 tracing::warn!(server = self.base, %error, ?pause, "leaving a server alone");
             }
         }
+    }
+
+    /// Leaves it alone for long: it gave wrong bytes.
+    pub(super) fn shun(&self) {
+        tracing::error!(server = self.base, pause = ?PAUSE_MAX, "a mirror gives wrong bytes; leaving it alone");
+        *self.resume_at() = Some(Instant::now() + PAUSE_MAX);
     }
 
     /// Notes that it gave something.

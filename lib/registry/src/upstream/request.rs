@@ -9,7 +9,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde::Deserialize;
-use tokio::time::Instant;
 
 use super::endpoint::{Endpoint, Located, resolve, same_origin};
 use super::tls::HttpClient;
@@ -106,39 +105,51 @@ impl Upstream {
     /// Asks once, at the mirrors and then at the registry; an answer that is not a success is an error. The answer of a
     /// mirror carries that as an extension.
     pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {
+        self.ask_for(ask, |response| std::future::ready(Ok(response))).await
+    }
+
+    /// The same for what `take` makes of an answer: a mirror that answers with nothing of use is passed over too.
+    pub(super) async fn ask_for<T, F>(
+        &self,
+        ask: &Ask<'_>,
+        take: impl Fn(Response<Incoming>) -> F,
+    ) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>>,
+    {
         self.permits(&ask.access.repository)?;
         if self.0.offline {
             return Err(UpstreamError::Offline { code: ask.unknown });
         }
-        let places = self.0.endpoints.find(&ask.access.repository.registry);
+        let name = &ask.access.repository.registry;
+        let places = self.0.endpoints.find(name);
         for mirror in places.mirrors(ask.access.authorization.is_some()) {
             // There must be time left to ask the next.
             let patience = self.0.timing.headers / 2;
-            let asked = tokio::time::timeout(patience, self.ask_at(mirror, ask)).await;
-            match asked.unwrap_or(Err(UpstreamError::Timeout { awaited: "headers", after: patience })) {
-                Ok(mut response) => {
+            let asked = async {
+                let mut response = self.ask_at(mirror, ask).await?;
+                response.extensions_mut().insert(Arc::clone(mirror));
+                take(response).await
+            };
+            let taken = tokio::time::timeout(patience, asked).await;
+            match taken.unwrap_or(Err(UpstreamError::Timeout { awaited: "headers", after: patience })) {
+                Ok(taken) => {
                     mirror.note_good();
-                    response.extensions_mut().insert(Arc::clone(mirror));
-                    return Ok(response);
+                    return Ok(taken);
                 }
                 Err(error) => mirror.note(&error),
             }
         }
-        let registry = &places.registry;
-        if !places.are_several() {
-            return self.ask_at(registry, ask).await;
-        }
-        // One that limits us is left alone. Without mirrors callers see to that, who know of nothing else to ask.
-        if let Some(left) = registry.rests(Instant::now()) {
+        if let Some(left) = self.rests(name) {
             return Err(UpstreamError::RateLimited { retry_after: Some(left) });
         }
-        let answer = self.ask_at(registry, ask).await;
-        match &answer {
-            Ok(_) => registry.note_good(),
-            Err(error @ UpstreamError::RateLimited { .. }) => registry.note(error),
-            Err(_) => {}
+        match self.ask_at(&places.registry, ask).await {
+            Ok(response) => take(response).await,
+            Err(error) => {
+                self.heed(name, &error);
+                Err(error)
+            }
         }
-        answer
     }
 
     async fn ask_at(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>, UpstreamError> {
@@ -158,13 +169,6 @@ impl Upstream {
             return Ok(answer.response);
         }
         Err(answer.into_error(ask.unknown, self.0.timing).await)
-    }
-
-    /// Asks once and reads a small document.
-    pub(super) async fn document(&self, ask: &Ask<'_>) -> Result<(HeaderMap, Bytes), UpstreamError> {
-        let (head, body) = self.ask(ask).await?.into_parts();
-        let content = read_document(body, MANIFEST_LENGTH_MAX, self.0.timing).await?;
-        Ok((head.headers, content))
     }
 
     async fn follow(
@@ -287,6 +291,15 @@ pub(super) async fn next_bytes(body: &mut Incoming, timing: Timing) -> Result<Op
             Err(_) => {}
         }
     }
+}
+
+/// Reads a small document.
+pub(super) async fn document(
+    response: Response<Incoming>,
+    timing: Timing,
+) -> Result<(HeaderMap, Bytes), UpstreamError> {
+    let (head, body) = response.into_parts();
+    Ok((head.headers, read_document(body, MANIFEST_LENGTH_MAX, timing).await?))
 }
 
 /// Reads a body of at most `limit` bytes. One of a declared length that ends before it is a transport error.

@@ -46,6 +46,53 @@ async fn whatever_a_mirror_does_not_give_is_asked_of_the_next() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_a_mirror_gives_wrong_or_cut_is_asked_of_the_next() {
+    let registry = plain().await;
+    let other = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    let faults = [
+        (false, Fault::Corrupt),
+        (false, Fault::Cut { after: 10 }),
+        (true, Fault::WithHeader { name: "docker-content-digest", value: other }),
+    ];
+    for (head, fault) in faults {
+        let (first, second) = (plain().await, plain().await);
+        first.registry.inject("", u32::MAX, fault.clone());
+        let upstream = upstream(&[&first, &second], &registry);
+        let manifest = upstream.manifest(&access(), &registry.manifest.into(), head, &[]).await.unwrap();
+        assert_eq!(manifest.digest, registry.manifest, "{fault:?}");
+        let asked = |rig: &Rig| rig.registry.requests().len();
+        assert_eq!((asked(&first), asked(&second), asked(&registry)), (1, 1, 0), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_whose_bytes_were_wrong_is_not_asked_again() {
+    let (mirror, registry) = (plain().await, plain().await);
+    mirror.registry.inject("GET", 1, Fault::Corrupt);
+    let upstream = upstream(&[&mirror], &registry);
+    let body = upstream.blob(&access(), &registry.layer, 0).await.unwrap();
+    let givers = body.givers();
+    assert_ne!(collect(body).await.unwrap(), registry.content);
+    assert!(givers.disown());
+    let body = upstream.blob(&access(), &registry.layer, 0).await.unwrap();
+    let givers = body.givers();
+    assert_eq!(collect(body).await.unwrap(), registry.content);
+    assert!(!givers.disown(), "the registry itself is asked again");
+    assert_eq!((mirror.layer_gets().len(), registry.layer_gets().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_registry_that_told_another_to_leave_it_alone_is_left_alone() {
+    let registry = plain().await;
+    let upstream = upstream(&[], &registry);
+    let limited = UpstreamError::RateLimited { retry_after: Some(std::time::Duration::from_secs(3600)) };
+    upstream.heed(REGISTRY, &limited);
+    let error = upstream.manifest(&access(), &latest(), false, &[]).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::RateLimited { retry_after: Some(_) }), "{error:?}");
+    assert!(upstream.rests(REGISTRY).is_some() && registry.registry.requests().is_empty());
+}
+
+#[tokio::test]
 async fn a_mirror_that_is_down_is_passed_over_and_then_left_alone() {
     let (mirror, registry) = (plain().await, plain().await);
     mirror.registry.inject("", u32::MAX, Fault::Status { status: 502, retry_after: None });
