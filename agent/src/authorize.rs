@@ -18,8 +18,6 @@ use crate::origin::{OriginError, Origins, is_verdict};
 const ALLOWED_FOR: Duration = Duration::from_secs(60);
 /// How long a refusal is kept.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
-/// How long an origin may think about it before upstream is asked directly.
-const ORIGIN_PATIENCE: Duration = Duration::from_secs(2);
 /// Most answers kept; the oldest goes first.
 const ANSWERS_MAX: usize = 4096;
 
@@ -65,7 +63,7 @@ impl Authorizer {
         if let Some(answer) = self.lock().get(&key, Instant::now()) {
             return answer;
         }
-        let (answer, valid) = match self.origins.authorize(access, digest, ORIGIN_PATIENCE).await {
+        let (answer, valid) = match self.origins.authorize(access, digest).await {
             Ok(valid) => (Ok(()), valid.min(ALLOWED_FOR)),
             Err(OriginError::Upstream(error)) if is_verdict(&error) => (Err(error), REFUSED_FOR),
             Err(OriginError::Upstream(_) | OriginError::Away) => {

@@ -27,10 +27,8 @@ use crate::body::SLICES_MAX;
 use crate::download::Download;
 use crate::fallback::{Ladder, Pulse};
 use crate::metrics::{Counters, Fallback};
-use crate::origin::{Feed, OriginError, Origins, is_verdict};
+use crate::origin::{Feed, OriginError, Origins, PATIENCE, is_verdict};
 
-/// How long the origin may take for a blob's metainfo before upstream is asked for the length as well.
-const METAINFO_PATIENCE: Duration = Duration::from_millis(1_500);
 /// How long it may take when upstream may not be asked; the front gives up sooner, and this goes on for the next request.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(20);
 /// Most blobs being asked for at a time; further requests are answered 503.
@@ -184,21 +182,13 @@ impl Blobs {
         if let Some(opened) = self.held(access, digest).await? {
             return Ok(opened.length());
         }
-        let length = match self.length_held_by_origin(access, digest).await {
-            Some(length) => Ok(length),
-            None => self.upstream.blob_length(access, digest).await,
+        let length = match self.origins.length(access, digest).await {
+            Ok(length) => Ok(length),
+            Err(OriginError::Upstream(error)) if is_verdict(&error) => Err(error),
+            Err(OriginError::Upstream(_) | OriginError::Away) => self.upstream.blob_length(access, digest).await,
         };
         self.authorizer.note(access, digest, &length.as_ref().map(|_| ()).map_err(Clone::clone));
         length
-    }
-
-    /// Offline the origin is the only one to ask. Else upstream is asked, which checks the access too.
-    async fn length_held_by_origin(&self, access: &Access, digest: &Digest) -> Option<u64> {
-        if !self.upstream.is_offline() {
-            return None;
-        }
-        let feed = self.origins.metainfo_held(access, digest).await.ok()??;
-        Some(feed.geometry.map_or(0, |geometry| geometry.length()))
     }
 
     /// The length of a blob that is on its way, if what was asked of it at `asked` is to be cut: see [`Download::cuts`].
@@ -270,7 +260,7 @@ impl Blobs {
     async fn ask_around(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
         let mut metainfo = std::pin::pin!(self.origins.metainfo(access, digest, 0));
         // Offline there is nobody else to ask.
-        let patience = if self.upstream.is_offline() { OFFLINE_PATIENCE } else { METAINFO_PATIENCE };
+        let patience = if self.upstream.is_offline() { OFFLINE_PATIENCE } else { PATIENCE };
         let early = tokio::time::timeout(patience, &mut metainfo).await;
         let silent = early.is_err();
         match early {

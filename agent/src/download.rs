@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::origin::{Feed, Origins, Update};
+use crate::origin::{Feed, OriginError, Origins, Update};
 
 /// The first pause before the origin is asked for metainfo again; it doubles with each.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -299,7 +299,7 @@ impl Download {
                 Ok(feed) if feed.geometry.is_some_and(|cut| is_same_cut(cut, self.geometry())) => {
                     self.link.send_replace(Link::Live);
                     let known = self.partial.metainfo().known();
-                    self.take_in(node, torrent, feed).await;
+                    self.take_in(node, torrent, origins, feed).await;
                     if self.partial.metainfo().known() > known {
                         backoff = BACKOFF_FIRST;
                         self.link.send_replace(Link::Asking);
@@ -317,7 +317,7 @@ impl Download {
     }
 
     /// Reads one stream to its end or its break.
-    async fn take_in(&self, node: &Node, torrent: &Torrent, mut feed: Feed) {
+    async fn take_in(&self, node: &Node, torrent: &Torrent, origins: &Origins, mut feed: Feed) {
         if let Some(peer) = feed.peer.take() {
             node.add_peers(self.digest, vec![peer]);
         }
@@ -335,6 +335,9 @@ impl Download {
                 }
                 Ok(Some(Update::Complete) | None) => return,
                 Err(error) => {
+                    if let OriginError::Upstream(error) = &error {
+                        origins.heed(&self.access(), error);
+                    }
                     tracing::debug!(digest = %self.digest, %error, "metainfo stream broke");
                     return;
                 }

@@ -21,8 +21,8 @@ use crate::metrics::Fallback;
 
 /// A needed piece that waits longer than this many stall time-outs is fetched from upstream although others arrive.
 const HEDGE_FACTOR: u32 = 5;
-/// A live origin that has not published the needed piece is itself waiting for upstream: it gets this many stall time-outs,
-/// as going there beside it gains little and costs a copy.
+/// An origin that is not away and has not published the needed piece is itself waiting for upstream: it gets this many stall
+/// time-outs, as going there beside it gains little and costs a copy.
 const ORIGIN_FACTOR: u32 = 4;
 /// Where upstream may not be asked, nothing is gained by giving the swarm up sooner than after this many stall time-outs.
 const OFFLINE_FACTOR: u32 = 20;
@@ -98,7 +98,7 @@ impl Ladder<'_> {
             return since.max(self.blobs.pulse.last()) + stall * OFFLINE_FACTOR;
         }
         let published = self.download.partial().metainfo().hash(piece).is_some();
-        let limit = if origin == Link::Live && !published { stall * ORIGIN_FACTOR } else { stall };
+        let limit = if origin != Link::Away && !published { stall * ORIGIN_FACTOR } else { stall };
         (since.max(self.blobs.pulse.last()) + limit).min(since + stall * HEDGE_FACTOR)
     }
 
@@ -134,6 +134,7 @@ impl Ladder<'_> {
         if body.length != geometry.length() {
             return Err(UpstreamError::Protocol(format!("the blob has {} bytes", body.length)).into());
         }
+        let givers = body.givers();
         let mut body = Cutter { body, rest: Bytes::new() };
         for index in first.get()..geometry.piece_count() {
             let Some(piece) = geometry.piece(index) else { break };
@@ -150,6 +151,7 @@ impl Ladder<'_> {
             match self.torrent.ingest(piece, blocks).await {
                 Ok(_) => {}
                 Err(TorrentError::Write(error @ WriteError::HashMismatch { .. })) => {
+                    let _is_a_mirror = givers.disown();
                     return Err(UpstreamError::Protocol(error.to_string()).into());
                 }
                 Err(error) => return Err(Failure::Torrent(error)),

@@ -28,7 +28,7 @@ use crate::answer::{
 };
 use crate::blobs::{Blobs, Opened};
 use crate::body::{BlobReader, Body, Stretch, body, cut};
-use crate::manifests::Manifests;
+use crate::manifests::{Found, Manifests};
 use crate::metrics::{Counters, Fallback};
 use crate::sendfile::{Outlet, Slots};
 
@@ -48,6 +48,9 @@ const BUFFER_LENGTH_MAX: usize = 64 * 1024;
 const SMALL_RANGE_MAX: u64 = 1024 * 1024;
 /// Most media types of an `Accept` header that are passed on.
 const ACCEPT_MAX: usize = 64;
+
+/// Says of a tag that it may have moved (RFC 7234, section 5.5.1).
+const STALE: &str = "110 - \"Response is Stale\"";
 
 /// Answers requests.
 #[derive(Debug)]
@@ -178,17 +181,19 @@ impl Front {
         headers: &HeaderMap,
     ) -> Result<Response<Body>, OciError> {
         let access = access(repository, headers)?;
-        let (manifest, layers) =
-            self.manifests.get(&access, reference, head, &accepted(headers)).await.map_err(told)?;
+        let found = self.manifests.get(&access, reference, head, &accepted(headers)).await.map_err(told)?;
+        let Found { manifest, stale, layers } = found;
         self.blobs.warm(&access, &layers);
         let content_type = HeaderValue::from_str(&manifest.media_type)
             .map_err(|_| OciError::unavailable("upstream's media type is not a header value"))?;
-        Ok(respond(StatusCode::OK, content_type)
+        let mut answer = respond(StatusCode::OK, content_type)
             .header(DOCKER_CONTENT_DIGEST, manifest.digest.to_string())
             .header(header::CONTENT_LENGTH, manifest.length)
-            .header(header::ETAG, etag(&manifest.digest))
-            .body(full(manifest.content))
-            .expect(VALID))
+            .header(header::ETAG, etag(&manifest.digest));
+        if stale {
+            answer = answer.header(header::WARNING, STALE);
+        }
+        Ok(answer.body(full(manifest.content)).expect(VALID))
     }
 
     async fn blob(

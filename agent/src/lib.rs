@@ -76,7 +76,6 @@ pub struct Running {
 /// When the configuration is refused, an address cannot be listened on, or the store cannot be opened.
 pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
     config.validate()?;
-    let origins = Arc::new(Origins::new(&config.origins)?);
     let upstream = Upstream::new(upstream::Config {
         registries: config.registries.clone(),
         docker_config: config.docker_config.clone(),
@@ -85,6 +84,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         offline: config.offline,
         timing: UPSTREAM_TIMING,
     })?;
+    let origins = Arc::new(Origins::new(&config.origins, upstream.clone())?);
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {} for runtimes (config key `listen`)", config.listen))?;

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use oci_spec::image::ImageManifest;
@@ -12,11 +11,10 @@ use shoal_meta::Digest;
 use shoal_proto::origin::v1::ResolveResponse;
 use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, Manifest, Reference, UpstreamError};
+use tokio::time::timeout;
 
-use crate::origin::{OriginError, Origins, is_verdict};
+use crate::origin::{OriginError, Origins, PATIENCE, is_verdict};
 
-/// How long the origin may take for a manifest before upstream is asked directly.
-const ORIGIN_PATIENCE: Duration = Duration::from_secs(2);
 /// Most manifests whose layers are remembered; the oldest goes first.
 const IMAGES_MAX: usize = 256;
 /// Most layers remembered of one manifest; images have at most 127.
@@ -30,6 +28,16 @@ pub(crate) struct Manifests {
     images: Images,
 }
 
+/// A manifest, and what is to be known of it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) manifest: Manifest,
+    /// The tag may have moved: upstream could not be asked.
+    pub(crate) stale: bool,
+    /// The layers it names, lowest first.
+    pub(crate) layers: Arc<[Digest]>,
+}
+
 /// The layers of the manifests asked for lately, lowest layer first. Bounded.
 #[derive(Debug, Default)]
 struct Images(Mutex<VecDeque<Arc<[Digest]>>>);
@@ -39,7 +47,7 @@ impl Manifests {
         Self { origins, upstream, images: Images::default() }
     }
 
-    /// Gives a manifest and the layers it names, or with `head` what is to be said of it.
+    /// Gives a manifest, or with `head` what is to be said of it.
     ///
     /// # Errors
     /// With what upstream said, to us or to the origin.
@@ -49,18 +57,31 @@ impl Manifests {
         reference: &Reference,
         head: bool,
         accept: &[String],
-    ) -> Result<(Manifest, Arc<[Digest]>), UpstreamError> {
-        let manifest = match self.origins.resolve(access, reference, head, accept, ORIGIN_PATIENCE).await {
-            Ok(response) => from_origin(response, reference, head),
-            Err(OriginError::Upstream(error)) if is_verdict(&error) => return Err(error),
-            Err(OriginError::Upstream(_) | OriginError::Away) => None,
+    ) -> Result<Found, UpstreamError> {
+        let given = |manifest: Manifest, stale| {
+            let layers = self.images.remember(&manifest.content);
+            Found { manifest, stale, layers }
         };
-        let manifest = match manifest {
-            Some(manifest) => manifest,
-            None => self.upstream.manifest(access, reference, head, accept).await?,
+        let mut resolved = std::pin::pin!(self.origins.resolve(access, reference, head, accept));
+        let early = timeout(PATIENCE, &mut resolved).await;
+        let silent = early.is_err();
+        match early {
+            Ok(Ok(response)) => {
+                if let Some((manifest, stale)) = from_origin(response, reference, head) {
+                    return Ok(given(manifest, stale));
+                }
+            }
+            Ok(Err(OriginError::Upstream(error))) if is_verdict(&error) => return Err(error),
+            Ok(Err(OriginError::Upstream(_) | OriginError::Away)) | Err(_) => {}
+        }
+        let late = async {
+            let response = resolved.await.ok();
+            response.and_then(|response| from_origin(response, reference, head))
         };
-        let layers = self.images.remember(&manifest.content);
-        Ok((manifest, layers))
+        tokio::select! {
+            manifest = self.upstream.manifest(access, reference, head, accept) => Ok(given(manifest?, false)),
+            Some((manifest, stale)) = late, if silent => Ok(given(manifest, stale)),
+        }
     }
 
     /// The layers above this one in the image asked for last that has it.
@@ -69,8 +90,8 @@ impl Manifests {
     }
 }
 
-/// Checks what an origin gave; `None` when it is not what was asked.
-fn from_origin(response: ResolveResponse, reference: &Reference, head: bool) -> Option<Manifest> {
+/// Checks what an origin gave and tells whether it is stale; `None` when it is not what was asked.
+fn from_origin(response: ResolveResponse, reference: &Reference, head: bool) -> Option<(Manifest, bool)> {
     let digest: Digest = response.digest.parse().ok()?;
     let content = Bytes::from(response.content);
     let expected = reference.digest().is_none_or(|asked| *asked == digest);
@@ -86,7 +107,8 @@ fn from_origin(response: ResolveResponse, reference: &Reference, head: bool) -> 
     if response.stale {
         tracing::warn!(%digest, "manifest may be stale: upstream could not be asked");
     }
-    Some(Manifest { digest, media_type: response.media_type, length: response.length_bytes, content })
+    let manifest = Manifest { digest, media_type: response.media_type, length: response.length_bytes, content };
+    Some((manifest, response.stale))
 }
 
 impl Images {

@@ -1,6 +1,7 @@
 //! The client of the origins: which one owns a digest, failover to the next, and upstream's own words carried back.
 //!
-//! Called by the rooms that need metainfo, manifests or leave to serve. It does not go upstream and knows no HTTP.
+//! Called by the rooms that need metainfo, manifests or leave to serve. It does not go upstream, but lets the client of
+//! upstream know when a registry told an origin to leave it alone; it knows no HTTP.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,10 +14,10 @@ use shoal_proto::UPSTREAM_ERROR_METADATA;
 use shoal_proto::origin::v1::metainfo_update::Update as Wire;
 use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
-use shoal_registry::upstream::ErrorParts;
+use shoal_registry::upstream::{ErrorParts, Upstream};
 use shoal_registry::{Access, MANIFEST_LENGTH_MAX, Reference, UpstreamError};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -26,6 +27,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// How long an origin that answers pings may take for a call, or to begin a stream.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an answer is waited for before upstream is asked as well. A dead origin has been found out by its pings before;
+/// one that lives waits for upstream itself, and if every node went there beside it, it would be the busier.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(3_200);
 /// How long an unreachable origin is left alone at first; it doubles with each failure.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 /// The longest an unreachable origin is left alone.
@@ -66,6 +70,7 @@ pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
 #[derive(Debug)]
 pub(crate) struct Origins {
     endpoints: Vec<Arc<Endpoint>>,
+    upstream: Upstream,
 }
 
 #[derive(Debug)]
@@ -119,7 +124,7 @@ impl Origins {
     ///
     /// # Errors
     /// When an address is not `http://host:port`.
-    pub(crate) fn new(urls: &[String]) -> Result<Self, Rejected> {
+    pub(crate) fn new(urls: &[String], upstream: Upstream) -> Result<Self, Rejected> {
         let endpoints = urls.iter().map(|url| {
             let endpoint = tonic::transport::Endpoint::from_shared(url.clone())
                 .ok()
@@ -134,7 +139,7 @@ impl Origins {
             let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
             Ok(Arc::new(Endpoint { url: url.clone(), client, health: Mutex::default() }))
         });
-        Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()? })
+        Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()?, upstream })
     }
 
     /// Origins configured.
@@ -154,7 +159,6 @@ impl Origins {
         reference: &Reference,
         head: bool,
         accept: &[String],
-        patience: Duration,
     ) -> Result<proto::ResolveResponse, OriginError> {
         let request = proto::ResolveRequest {
             access: Some(access_to_proto(access)),
@@ -163,7 +167,7 @@ impl Origins {
             accept: accept.to_vec(),
         };
         let key = format!("{}:{reference}", access.repository);
-        self.call(key.as_bytes(), patience, |mut client| {
+        self.call(access, key.as_bytes(), CALL_TIMEOUT, |mut client| {
             let request = request.clone();
             async move { client.resolve(request).await.map(tonic::Response::into_inner) }
         })
@@ -171,14 +175,9 @@ impl Origins {
     }
 
     /// Asks whether upstream lets this access have a blob; says for how long the answer holds.
-    pub(crate) async fn authorize(
-        &self,
-        access: &Access,
-        digest: &Digest,
-        patience: Duration,
-    ) -> Result<Duration, OriginError> {
+    pub(crate) async fn authorize(&self, access: &Access, digest: &Digest) -> Result<Duration, OriginError> {
         let request = proto::AuthorizeRequest { access: Some(access_to_proto(access)), digest: digest.to_string() };
-        self.call(digest.as_bytes(), patience, |mut client| {
+        self.call(access, digest.as_bytes(), PATIENCE, |mut client| {
             let request = request.clone();
             async move {
                 let answer = client.authorize(request).await?.into_inner();
@@ -191,27 +190,37 @@ impl Origins {
     /// Opens a blob's metainfo from a piece on, and waits for its header. A silent origin is given up by its pings.
     pub(crate) async fn metainfo(&self, access: &Access, digest: &Digest, first: u32) -> Result<Feed, OriginError> {
         let request = metainfo_request(access, digest, first);
-        self.call(digest.as_bytes(), CALL_TIMEOUT, |client| {
-            let opened = open(client, request.clone());
-            async move { opened.await?.ok_or_else(|| Status::internal("a metainfo stream begins with its header")) }
-        })
-        .await
+        self.call(access, digest.as_bytes(), CALL_TIMEOUT, |client| opened(client, request.clone())).await
+    }
+
+    /// Asks how long a blob is; makes the origin fetch nothing.
+    pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, OriginError> {
+        let request = proto::MetainfoRequest { header_only: true, ..metainfo_request(access, digest, 0) };
+        let feed = self.call(access, digest.as_bytes(), PATIENCE, |client| opened(client, request.clone())).await?;
+        Ok(feed.geometry.map_or(0, |geometry| geometry.length()))
     }
 
     /// Opens a blob's metainfo if the origin holds the blob or is fetching it; makes it fetch nothing.
     pub(crate) async fn metainfo_held(&self, access: &Access, digest: &Digest) -> Result<Option<Feed>, OriginError> {
         let request = proto::MetainfoRequest { held_only: true, ..metainfo_request(access, digest, 0) };
-        self.call(digest.as_bytes(), CALL_TIMEOUT, |client| open(client, request.clone())).await
+        self.call(access, digest.as_bytes(), CALL_TIMEOUT, |client| open(client, request.clone())).await
     }
 
-    /// Tries the origins in the order in which they own the key. A call that outlasts the caller's patience goes on alone,
-    /// so that a silent origin is found out by its pings.
+    /// Leaves a registry alone if an origin reports that it said so.
+    pub(crate) fn heed(&self, access: &Access, error: &UpstreamError) {
+        self.upstream.heed(&access.repository.registry, error);
+    }
+
+    /// Tries the origins in the order in which they own the key. One that is silent for the caller's patience has the key in
+    /// hand, and no other is asked. The call goes on alone, so that a silent origin is found out by its pings.
     async fn call<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
         &self,
+        access: &Access,
         key: &[u8],
         patience: Duration,
         ask: impl Fn(OriginClient<Channel>) -> F + Send,
     ) -> Result<T, OriginError> {
+        let deadline = Instant::now() + patience;
         let urls: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
         for url in rendezvous_order(key, &urls) {
             let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.url == url) else { continue };
@@ -221,10 +230,17 @@ impl Origins {
             let asked = ask(endpoint.client.clone());
             let endpoint = endpoint.clone();
             let answer = tokio::spawn(async move { endpoint.judge(timeout(CALL_TIMEOUT, asked).await) });
-            match timeout(patience, answer).await {
-                Ok(Ok(Some(answer))) => return answer.map_err(OriginError::Upstream),
+            match timeout_at(deadline, answer).await {
+                Ok(Ok(Some(Ok(answer)))) => return Ok(answer),
+                Ok(Ok(Some(Err(error)))) => {
+                    self.heed(access, &error);
+                    return Err(OriginError::Upstream(error));
+                }
                 Ok(Ok(None) | Err(_)) => {}
-                Err(_) => tracing::debug!(origin = url, "origin is slow"),
+                Err(_) => {
+                    tracing::debug!(origin = url, "origin is slow");
+                    break;
+                }
             }
         }
         Err(OriginError::Away)
@@ -348,7 +364,13 @@ impl Feed {
 
 fn metainfo_request(access: &Access, digest: &Digest, first_piece: u32) -> proto::MetainfoRequest {
     let access = Some(access_to_proto(access));
-    proto::MetainfoRequest { access, digest: digest.to_string(), first_piece, held_only: false }
+    proto::MetainfoRequest { access, digest: digest.to_string(), first_piece, ..proto::MetainfoRequest::default() }
+}
+
+/// Opens a metainfo stream that is not empty.
+async fn opened(client: OriginClient<Channel>, request: proto::MetainfoRequest) -> Result<Feed, Status> {
+    let feed = open(client, request).await?;
+    feed.ok_or_else(|| Status::internal("a metainfo stream begins with its header"))
 }
 
 /// Opens a metainfo stream; `None` when it is empty.

@@ -93,6 +93,11 @@ impl Authorizer {
         }
     }
 
+    /// Whether the caller may pass without asking upstream, which is down or limiting.
+    pub(crate) async fn passes_unasked(&self, access: &Access, digest: &Digest) -> bool {
+        self.gate.is_offline() || self.has_grace(&Caller::of(access), digest).await
+    }
+
     /// Remembers that upstream has just given this content to this caller.
     pub(crate) async fn note_given(&self, access: &Access, digest: &Digest) {
         remember(&self.known, &self.notes, Caller::of(access), *digest, &Ok(())).await;

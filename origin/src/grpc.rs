@@ -4,7 +4,8 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use shoal_meta::{Digest, PeerInfo};
+use shoal_meta::{Digest, Geometry, PeerInfo};
+use shoal_proto::origin::v1::metainfo_update::Update;
 use shoal_proto::origin::v1::origin_server::Origin;
 use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
 use shoal_registry::{Access, Reference, Repository, Secret};
@@ -55,6 +56,12 @@ impl Origin for Service {
         let request = request.into_inner();
         let access = self.permitted(request.access)?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
+        if request.header_only {
+            let length = self.rooms.ingests.length(&access, &digest).await.map_err(|error| error.to_status())?;
+            let header = metainfo::header(length, Geometry::for_length(length).ok(), &self.peer);
+            let update = MetainfoUpdate { update: Some(Update::Header(header)) };
+            return Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(update)]))));
+        }
         let streams = &self.rooms.metrics.streams;
         if streams.get() >= STREAMS_MAX {
             return Err(Status::unavailable("as many metainfo streams as allowed are open"));

@@ -42,6 +42,8 @@ const PASSING_TTL: Duration = Duration::from_secs(30);
 const PASSING_MAX: usize = 4096;
 /// The most unfinished blobs remembered.
 const BEGUN_MAX: usize = 4096;
+/// The most lengths remembered of blobs that are not here.
+const LENGTHS_MAX: usize = 16 * 1024;
 /// How often a caller tries for itself after sharing in the refusal of another.
 const TRIES: usize = 3;
 
@@ -58,6 +60,9 @@ struct Inner {
     turns: Arc<Semaphore>,
     pool: BufferPool,
     opening: Flights<Digest, Result<Holding, OriginError>>,
+    measuring: Flights<Digest, Result<u64, OriginError>>,
+    /// What upstream said of blobs that are not here; it stays true.
+    lengths: Mutex<Recent<Digest, u64>>,
     open: Mutex<HashMap<Digest, Arc<Ingest>>>,
     wrong: Mutex<Recent<Digest, Instant>>,
     begun: Mutex<Recent<Digest, Begun>>,
@@ -142,6 +147,8 @@ impl Ingests {
             turns: Arc::new(Semaphore::new(fetches_max)),
             pool,
             opening: Flights::new(),
+            measuring: Flights::new(),
+            lengths: Mutex::new(Recent::new(LENGTHS_MAX)),
             open: Mutex::default(),
             wrong: Mutex::new(Recent::new(WRONG_CONTENT_MAX)),
             begun: Mutex::new(Recent::new(BEGUN_MAX)),
@@ -190,15 +197,26 @@ impl Ingests {
         Ok(Some(holding.with_access(access)))
     }
 
-    /// The length of a blob for a caller that may have it; does not fetch it.
+    /// The length of a blob for a caller that may have it; does not fetch it. Upstream is asked once at a time, and once for
+    /// all whom it lets have the blob.
     pub(crate) async fn length(&self, access: &Access, digest: &Digest) -> Result<u64, OriginError> {
-        let Some(holding) = self.0.held(digest) else {
-            let length = self.0.gate.blob_length(access, digest).await?;
-            self.0.authorizer.note_given(access, digest).await;
-            return Ok(length);
-        };
-        self.0.authorizer.check(access, Kind::Blob, digest).await?;
-        Ok(holding.length())
+        let inner = &self.0;
+        for _ in 0..TRIES {
+            let held = inner.held(digest).map(|holding| holding.length());
+            if let Some(length) = held.or_else(|| lock(&inner.lengths).get(digest).copied()) {
+                inner.authorizer.check(access, Kind::Blob, digest).await?;
+                return Ok(length);
+            }
+            let job = measure(Arc::clone(inner), access.clone(), *digest);
+            let (answer, turn) = inner.measuring.run(*digest, job).await.map_err(|_| OriginError::Lost)?;
+            match (answer, turn) {
+                (Ok(length), Turn::Started) => return Ok(length),
+                (Ok(_), Turn::Joined) => {}
+                (Err(error), Turn::Joined) if error.is_about_the_caller() => {}
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Err(OriginError::Busy("too many callers are refused this blob"))
     }
 
     /// Whether the blob is here or on its way, whoever may have it.
@@ -276,6 +294,14 @@ async fn begin(inner: Arc<Inner>, access: Access, digest: Digest) -> Result<Hold
     let landing = Landing { inner: Arc::clone(&inner), ingest: Arc::clone(&ingest), _turn: turn };
     tokio::spawn(fetch::run(landing, body));
     Ok(Holding::Growing(ingest))
+}
+
+/// Asks upstream how long a blob is.
+async fn measure(inner: Arc<Inner>, access: Access, digest: Digest) -> Result<u64, OriginError> {
+    let length = inner.gate.blob_length(&access, &digest).await?;
+    inner.authorizer.note_given(&access, &digest).await;
+    lock(&inner.lengths).put(digest, length);
+    Ok(length)
 }
 
 /// Where a piece begins, or the end of the blob if there is none.

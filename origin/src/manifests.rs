@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_meta::Digest;
-use shoal_registry::{Access, MANIFEST_ACCEPT, Manifest, Reference, Repository};
+use shoal_registry::{Access, MANIFEST_ACCEPT, Manifest, Reference, Repository, UpstreamError};
 use tokio::time::Instant;
 
 use crate::authorize::Authorizer;
@@ -103,9 +103,14 @@ impl Manifests {
             Reference::Tag(tag) => {
                 let key = TagKey { repository: access.repository.clone(), tag: tag.clone(), accept };
                 let (tagged, stale) = self.by_tag(access, &key, head).await?;
-                let manifest = match head {
-                    true => tagged.manifest,
-                    false => self.by_digest(access, &tagged.manifest.digest, &key.accept).await?,
+                if head {
+                    return Ok(Resolved { manifest: tagged.manifest, stale });
+                }
+                let digest = tagged.manifest.digest;
+                // Whoever was given the tag may have what it names.
+                let manifest = match self.shelf.get(&digest).await {
+                    Some(manifest) => manifest,
+                    None => self.by_digest(access, &digest, &key.accept).await?,
                 };
                 Ok(Resolved { manifest, stale })
             }
@@ -132,13 +137,15 @@ impl Manifests {
         self.count("tag", "miss");
         let confirmed = self.confirm(access, key, head || known.is_some());
         let Some(tagged) = known else { return confirmed.await.map(|tagged| (tagged, false)) };
-        match tokio::time::timeout(CONFIRM_PATIENCE, confirmed).await {
-            Ok(Ok(tagged)) => return Ok((tagged, false)),
-            Ok(Err(error)) if !error.is_outage() => return Err(error),
-            Ok(Err(_outage)) => {}
-            Err(_silent) => {}
+        let outage = match tokio::time::timeout(CONFIRM_PATIENCE, confirmed).await {
+            Ok(Err(error)) if error.is_outage() => error,
+            Ok(answer) => return answer.map(|tagged| (tagged, false)),
+            Err(_) => UpstreamError::Timeout { awaited: "a tag", after: CONFIRM_PATIENCE }.into(),
+        };
+        // Upstream has just shown that it cannot be asked about the caller either.
+        if !self.authorizer.passes_unasked(access, &tagged.manifest.digest).await {
+            return Err(outage);
         }
-        self.authorizer.check(access, Kind::Manifest, &tagged.manifest.digest).await?;
         self.metrics.stale_tags.inc();
         Ok((tagged, true))
     }

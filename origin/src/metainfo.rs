@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use prometheus::IntGauge;
-use shoal_meta::{PeerInfo, PieceHash};
+use shoal_meta::{Geometry, PeerInfo, PieceHash};
 use shoal_proto::origin::v1::MetainfoUpdate;
 use shoal_proto::origin::v1::metainfo_update::{Complete, Header, PieceHashes, Update};
 use shoal_proto::peer_to_proto;
@@ -70,11 +70,7 @@ pub(crate) fn stream(
     if first_piece > pieces {
         return Err(Status::invalid_argument(format!("the blob has {pieces} pieces, not {first_piece}")));
     }
-    let header = Header {
-        length_bytes,
-        piece_length_bytes: geometry.map_or(0, |geometry| geometry.piece_length()),
-        origin: Some(peer_to_proto(origin)),
-    };
+    let header = header(length_bytes, geometry, origin);
     streams.inc();
     let feed = Feed {
         header: Some(header),
@@ -89,6 +85,12 @@ pub(crate) fn stream(
         let update = feed.next().await?;
         Some((update.map_err(|error| error.to_status()), feed))
     }))
+}
+
+/// What a stream begins with; `geometry` is none for the blob without bytes.
+pub(crate) fn header(length_bytes: u64, geometry: Option<Geometry>, origin: &PeerInfo) -> Header {
+    let piece_length_bytes = geometry.map_or(0, |geometry| geometry.piece_length());
+    Header { length_bytes, piece_length_bytes, origin: Some(peer_to_proto(origin)) }
 }
 
 impl Feed {

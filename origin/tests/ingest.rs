@@ -62,6 +62,7 @@ async fn a_stream_begins_at_the_piece_asked_for() {
         digest: digest.to_string(),
         first_piece,
         held_only: false,
+        header_only: false,
     };
     let mut client = lab.client().await;
     let mut stream = client.metainfo(request(3)).await.unwrap().into_inner();

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use http::Method;
 use shoal_registry::embedded::{Fault, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::{LOCAL, Rig, blob, eventually, get, get_range, manifest};
+use crate::rig::{LOCAL, Rig, blob, eventually, get, get_range, manifest, send};
 
 /// Accepts and never says a word. Dropping it ends it.
 async fn black_hole() -> (String, TcpListener) {
@@ -32,13 +33,7 @@ async fn an_origin_that_is_gone_costs_no_time() {
 #[tokio::test]
 async fn an_origin_that_is_a_black_hole_costs_seconds_once() {
     let rig = Rig::start(Options::default()).await;
-    let (url, listener) = black_hole().await;
-    let swallowing = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            held.push(stream);
-        }
-    });
+    let (url, swallowing) = swallowing().await;
     let agent = rig.agent(|config| config.origins = vec![url]).await;
     let began = Instant::now();
     let layer = rig.image.layers[0];
@@ -50,6 +45,75 @@ async fn an_origin_that_is_a_black_hole_costs_seconds_once() {
     assert_eq!(get(&agent, &blob(&layer)).await.digest(), layer);
     assert!(again.elapsed() < Duration::from_secs(4), "{:?}", again.elapsed());
     swallowing.abort();
+}
+
+/// Takes every connection and says nothing, until the task is aborted.
+async fn swallowing() -> (String, tokio::task::JoinHandle<()>) {
+    let (url, listener) = black_hole().await;
+    let task = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    (url, task)
+}
+
+#[tokio::test]
+async fn when_origin_and_upstream_are_black_holes_every_answer_comes_within_five_seconds() {
+    let rig = Rig::start(Options::default()).await;
+    let (url, swallowing) = swallowing().await;
+    rig.registry.inject("", u32::MAX, Fault::Silence);
+    let agent = rig.agent(|config| config.origins = vec![url]).await;
+    let paths = [
+        (Method::GET, blob(&rig.image.layers[0])),
+        (Method::HEAD, blob(&rig.image.layers[1])),
+        (Method::GET, manifest("v1")),
+        (Method::HEAD, manifest("v1")),
+        (Method::GET, "/v2/app/tags/list?ns=registry.test".to_owned()),
+    ];
+    // Once while nobody knows it, and once when the origin is known to be away.
+    for _ in 0..2 {
+        let began = Instant::now();
+        let answers = paths.iter().map(|(method, path)| send(&agent, method.clone(), path, &[]));
+        for answer in futures_util::future::join_all(answers).await {
+            assert_eq!(answer.status, 503);
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        eventually("the origin is known to be away", || !agent.status().origin_up).await;
+    }
+    swallowing.abort();
+}
+
+#[tokio::test]
+async fn an_origin_whose_upstream_stalls_in_mid_blob_is_passed_by() {
+    let rig = Rig::start(Options::default()).await;
+    let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    let layer = rig.image.layers[0];
+    rig.registry.inject("GET /v2/app/blobs/", 1, Fault::Stall { after: 1_500_000 });
+    let began = Instant::now();
+    let answer = get(&agent, &blob(&layer)).await;
+    assert!(answer.whole && answer.digest() == layer);
+    // The origin itself would wait for ten seconds.
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(agent.status().received.upstream > 0);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_slow_to_answer_is_waited_for_by_the_origin_alone() {
+    let rig = Rig::start(Options { latency: Duration::from_secs(2), ..Options::default() }).await;
+    let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
+    let origins = vec![format!("http://{}", origin.grpc_addr)];
+    let mut agents = Vec::new();
+    for _ in 0..3 {
+        agents.push(rig.agent(|config| config.origins = origins.clone()).await);
+    }
+    for path in [manifest("v1"), blob(&rig.image.layers[1])] {
+        let answers = futures_util::future::join_all(agents.iter().map(|agent| get(agent, &path))).await;
+        assert!(answers.iter().all(|answer| answer.status == 200 && answer.whole), "{path}");
+    }
+    assert_eq!(rig.registry.requests().len(), 2);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ mod ahead;
 mod authorize;
 mod clients;
 mod fallback;
+mod limits;
+mod miss;
 mod ranges;
 mod registries;
 mod rig;

@@ -266,7 +266,11 @@ pub(crate) async fn challenge(url: &str) -> String {
 
 /// Reads the first frame of a body; gives its length.
 pub(crate) async fn first_bytes(agent: &Running, path: &str) -> usize {
-    let url = format!("http://{}{path}", agent.front_addr());
+    first_bytes_of(&format!("http://{}{path}", agent.front_addr())).await
+}
+
+/// The same of any URL.
+pub(crate) async fn first_bytes_of(url: &str) -> usize {
     let exchange = async {
         let mut response = client().get(url.parse().unwrap()).await.unwrap();
         let frame = response.body_mut().frame().await.unwrap().unwrap();

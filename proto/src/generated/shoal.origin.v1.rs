@@ -53,6 +53,9 @@ pub struct MetainfoRequest {
     /// at once without a message and without an error.
     #[prost(bool, tag = "4")]
     pub held_only: bool,
+    /// Only the Header is wanted (HEAD): the stream ends after it, and no fetch is started.
+    #[prost(bool, tag = "5")]
+    pub header_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetainfoUpdate {
