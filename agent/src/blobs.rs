@@ -331,7 +331,7 @@ impl Blobs {
     async fn drive(&self, download: &Download, feed: Option<Feed>) {
         let Some(torrent) = download.join(&self.node).await else { return };
         let digest = download.digest();
-        let ladder = Ladder { download, torrent: &torrent, blobs: self };
+        let ladder = Ladder { download, torrent: &torrent, blobs: self, givers: Mutex::default() };
         let feeding = async {
             download.follow(&self.node, &torrent, &self.origins, feed).await;
             std::future::pending::<()>().await;
@@ -340,7 +340,10 @@ impl Blobs {
             biased;
             ended = torrent.committed() => match ended {
                 Ok(_) => tracing::debug!(%digest, "blob is complete"),
-                Err(error) => self.torrent_failed(&digest, &error),
+                Err(error) => {
+                    ladder.blame(&error);
+                    self.torrent_failed(&digest, &error);
+                }
             },
             error = ladder.run() => {
                 self.torrent_failed(&digest, &error);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use shoal_meta::PieceIndex;
 use shoal_peer::{Node, Torrent, TorrentError};
-use shoal_registry::{BlobBody, UpstreamError};
+use shoal_registry::{BlobBody, Givers, UpstreamError};
 use shoal_store::WriteError;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -40,6 +40,8 @@ pub(crate) struct Ladder<'a> {
     pub(crate) torrent: &'a Torrent,
     /// The room it belongs to.
     pub(crate) blobs: &'a Blobs,
+    /// Who gave what came from upstream last.
+    pub(crate) givers: Mutex<Givers>,
 }
 
 impl Ladder<'_> {
@@ -102,13 +104,18 @@ impl Ladder<'_> {
         (since.max(self.blobs.pulse.last()) + limit).min(since + stall * HEDGE_FACTOR)
     }
 
-    /// Fetches pieces from upstream, from one on, until the swarm delivers again or the end.
+    /// Fetches what is missing from upstream, from a piece on, until the swarm delivers again or the end.
     async fn seed_from_upstream(&self, first: PieceIndex) -> Result<(), TorrentError> {
         let Ok(_permit) = self.blobs.web_seeds.acquire().await else { return Ok(()) };
-        let error = match self.stream_pieces(first).await {
-            Ok(()) => return Ok(()),
-            Err(Failure::Upstream(error)) => error,
-            Err(Failure::Torrent(error)) => return Err(error),
+        let (before, mut next) = (self.swarm_bytes(), Some(first));
+        let error = loop {
+            let Some(piece) = next else { return Ok(()) };
+            match self.stream_pieces(piece, before).await {
+                // Behind what the node has already, the next gap: a swarm that is still silent is not waited for again.
+                Ok(()) => next = self.download.needed().filter(|_| self.swarm_bytes() == before),
+                Err(Failure::Upstream(error)) => break error,
+                Err(Failure::Torrent(error)) => return Err(error),
+            }
         };
         tracing::warn!(digest = %self.download.digest(), %error, "every source of a blob failed");
         self.download.set_exhausted(error);
@@ -122,9 +129,10 @@ impl Ladder<'_> {
         Ok(())
     }
 
-    async fn stream_pieces(&self, first: PieceIndex) -> Result<(), Failure> {
+    /// Fetches the pieces from one on up to the next that is here, or until the swarm has brought more than `before`.
+    async fn stream_pieces(&self, first: PieceIndex, before: u64) -> Result<(), Failure> {
         let geometry = self.download.geometry();
-        let (start, before) = (geometry.piece_range(first).start, self.swarm_bytes());
+        let start = geometry.piece_range(first).start;
         let (access, digest) = (self.download.access(), self.download.digest());
         let body = tokio::select! {
             biased;
@@ -134,7 +142,7 @@ impl Ladder<'_> {
         if body.length != geometry.length() {
             return Err(UpstreamError::Protocol(format!("the blob has {} bytes", body.length)).into());
         }
-        let givers = body.givers();
+        *self.givers.lock().expect("nothing panics while it holds this lock") = body.givers();
         let mut body = Cutter { body, rest: Bytes::new() };
         for index in first.get()..geometry.piece_count() {
             let Some(piece) = geometry.piece(index) else { break };
@@ -150,14 +158,25 @@ impl Ladder<'_> {
             self.blobs.counters.upstream_bytes.inc_by(geometry.length_of(piece).into());
             match self.torrent.ingest(piece, blocks).await {
                 Ok(_) => {}
-                Err(TorrentError::Write(error @ WriteError::HashMismatch { .. })) => {
-                    let _is_a_mirror = givers.disown();
+                Err(error @ TorrentError::Write(WriteError::HashMismatch { .. })) => {
+                    self.blame(&error);
                     return Err(UpstreamError::Protocol(error.to_string()).into());
                 }
                 Err(error) => return Err(Failure::Torrent(error)),
             }
         }
         Ok(())
+    }
+
+    /// Leaves mirrors alone that gave what was found to be wrong.
+    pub(crate) fn blame(&self, error: &TorrentError) {
+        if matches!(
+            error,
+            TorrentError::Write(WriteError::HashMismatch { .. })
+                | TorrentError::Failed(shoal_peer::Failure::WrongContent { .. })
+        ) {
+            let _any = self.givers.lock().expect("nothing panics while it holds this lock").disown();
+        }
     }
 
     /// The bytes of this torrent that peers and origin brought.

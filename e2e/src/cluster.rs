@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::faulty::Faulty;
 use crate::harness::{Bench, note};
 use crate::image::Image;
 use crate::lab::Lab;
@@ -34,6 +35,8 @@ pub struct Plan {
     pub origin_link: Link,
     /// Whether the upstream is Docker Hub too, with a certificate of [`Cluster::identity`].
     pub docker_hub: bool,
+    /// Whether a front that misbehaves stands before the upstream, and has its names and its link.
+    pub faulty: bool,
 }
 
 impl Plan {
@@ -41,7 +44,7 @@ impl Plan {
     #[must_use]
     pub const fn equal(nodes: u8, rate: Rate) -> Self {
         let link = Link::symmetric(rate);
-        Self { nodes, node_link: link, upstream_link: link, origin_link: link, docker_hub: false }
+        Self { nodes, node_link: link, upstream_link: link, origin_link: link, docker_hub: false, faulty: false }
     }
 }
 
@@ -64,13 +67,15 @@ pub struct Cluster {
     pub origin: Process,
     /// The origin's node.
     pub origin_node: Arc<Node>,
-    /// The upstream registry, which every node resolves as [`HOST`].
+    /// The upstream registry, which every node resolves as [`HOST`] unless a front stands before it.
     pub upstream: Registry,
+    /// The front before the upstream, when the plan says so.
+    pub faulty: Option<Faulty>,
     /// Docker Hub's, when the plan says so.
     pub identity: Option<Identity>,
     tracker_node: Arc<Node>,
     program: Program,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Cluster {
@@ -81,15 +86,22 @@ impl Cluster {
     pub fn start(bench: &Bench, plan: Plan, image: &Image, name: &str) -> Result<Self> {
         let program = Program::find()?;
         let mut lab = bench.lab()?;
-        let upstream_node = lab.add_node("upstream", plan.upstream_link)?;
-        lab.add_alias(HOST, &upstream_node)?;
+        let upstream_link = if plan.faulty { Link::default() } else { plan.upstream_link };
+        let upstream_node = lab.add_node("upstream", upstream_link)?;
+        let front = if plan.faulty { Some(lab.add_node("faulty", plan.upstream_link)?) } else { None };
+        let front_node = front.as_ref().unwrap_or(&upstream_node);
+        lab.add_alias(HOST, front_node)?;
         let identity = if plan.docker_hub {
-            lab.add_alias(DOCKER_HUB, &upstream_node)?;
+            lab.add_alias(DOCKER_HUB, front_node)?;
             Some(Identity::make(&lab.dir().join("identity"), DOCKER_HUB)?)
         } else {
             None
         };
         let upstream = Registry::start(&upstream_node, identity.as_ref())?;
+        let faulty = match &front {
+            Some(node) => Some(Faulty::start(node, &upstream_node, identity.as_ref())?),
+            None => None,
+        };
         upstream.push(image, name, "1")?;
         let tracker_node = lab.add_node("tracker", Link::default())?;
         let origin_node = lab.add_node("origin", plan.origin_link)?;
@@ -100,17 +112,52 @@ impl Cluster {
         let mut agents = Vec::new();
         for node in &nodes {
             let others = nodes.iter().filter(|other| !Arc::ptr_eq(other, node));
-            node.count_received_from(others.chain([&origin_node, &upstream_node]).map(Arc::as_ref))?;
+            let sources = [&origin_node, front.as_ref().unwrap_or(&upstream_node)];
+            node.count_received_from(others.chain(sources).map(Arc::as_ref))?;
             let process = program.agent(node, &tracker_node, &origin_node)?;
             agents.push(Agent { node: Arc::clone(node), process });
         }
-        Ok(Self { agents, tracker, origin, origin_node, upstream, identity, tracker_node, program, _lab: lab })
+        Ok(Self { agents, tracker, origin, origin_node, upstream, faulty, identity, tracker_node, program, lab })
+    }
+
+    /// Adds a node without an agent.
+    ///
+    /// # Errors
+    /// As [`Lab::add_node`].
+    pub fn add_node(&mut self, name: &str, link: Link) -> Result<Arc<Node>> {
+        self.lab.add_node(name, link)
+    }
+
+    /// Starts the tracker again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_tracker(&mut self) -> Result<()> {
+        self.tracker.kill_dash_9()?;
+        self.tracker = self.program.tracker(&self.tracker_node)?;
+        Ok(())
+    }
+
+    /// Starts the origin again, with the store it had.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_origin(&mut self) -> Result<()> {
+        self.origin.kill_dash_9()?;
+        self.origin = self.program.origin(&self.origin_node, &self.tracker_node)?;
+        Ok(())
     }
 
     /// The program under test.
     #[must_use]
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// The agent on a node.
+    #[must_use]
+    pub fn agent(&self, index: usize) -> &Process {
+        &self.agents[index].process
     }
 
     /// `kill -9` of the agent on a node.
@@ -126,8 +173,17 @@ impl Cluster {
     /// # Errors
     /// When it does not start.
     pub fn restart_agent(&mut self, index: usize) -> Result<()> {
+        self.restart_agent_with(index, "")
+    }
+
+    /// The same with more lines of configuration.
+    ///
+    /// # Errors
+    /// As [`Cluster::restart_agent`].
+    pub fn restart_agent_with(&mut self, index: usize, more: &str) -> Result<()> {
         let agent = &mut self.agents[index];
-        agent.process = self.program.agent(&agent.node, &self.tracker_node, &self.origin_node)?;
+        agent.process.kill_dash_9()?;
+        agent.process = self.program.agent_with(&agent.node, &self.tracker_node, &self.origin_node, more)?;
         Ok(())
     }
 

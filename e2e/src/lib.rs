@@ -2,8 +2,9 @@
 //! shaped in both directions. Called by the tests of this crate and by its benchmark.
 //!
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
-//! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream; [`runtime`] holds the clients (dockerd,
-//! containerd, podman, skopeo and others), some of them built by [`tools`]; [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
+//! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, and [`faulty`] what can stand before it and
+//! do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
+//! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
 //! measures.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
@@ -11,6 +12,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod faulty;
 pub mod harness;
 pub mod image;
 pub mod lab;

@@ -15,8 +15,10 @@ use crate::lab::{BRIDGE, PREFIX, RUN_DIR, in_hub};
 use crate::process::{Process, output, run};
 use crate::wait::{wait_for, wait_until};
 
-/// The longest a command on a node may take, in seconds.
-const COMMAND_TIMEOUT_S: &str = "400";
+/// The longest a command on a node may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(400);
+/// The exit status of a bounded command that took too long.
+pub const TIMED_OUT: i32 = 124;
 
 /// One direction of a link, in bits per second on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,8 +163,14 @@ impl Node {
     /// A command on this node that is killed when it takes longer than a few minutes.
     #[must_use]
     pub fn bounded(&self, program: &str) -> Command {
+        self.bounded_by(COMMAND_TIMEOUT, program)
+    }
+
+    /// A command on this node that is killed when it takes longer; it then ends with the status [`TIMED_OUT`].
+    #[must_use]
+    pub fn bounded_by(&self, timeout: Duration, program: &str) -> Command {
         let mut command = self.command("timeout");
-        command.args(["-k", "5", COMMAND_TIMEOUT_S, program]);
+        command.args(["-k", "5", &timeout.as_secs().to_string(), program]);
         command
     }
 

@@ -74,6 +74,15 @@ impl Process {
         Ok(status.success())
     }
 
+    /// Stops the program where it is: the kernel goes on taking its connections, and nobody answers. Or lets it go on.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process has a number")?;
+        Ok(kill_process_group(group, if frozen { Signal::STOP } else { Signal::CONT })?)
+    }
+
     /// `kill -9` of the program and everything in its process group, and waits until it is gone.
     ///
     /// # Errors

@@ -96,9 +96,17 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn agent(&self, node: &Node, tracker: &Node, origin: &Node) -> Result<Process> {
+        self.agent_with(node, tracker, origin, "")
+    }
+
+    /// The same with more lines of configuration.
+    ///
+    /// # Errors
+    /// As [`Program::agent`].
+    pub fn agent_with(&self, node: &Node, tracker: &Node, origin: &Node, more: &str) -> Result<Process> {
         let store = store_dir(node, "agent");
         let config = format!(
-            "store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{AGENT_PEER_PORT}\"\n\
+            "{more}store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{AGENT_PEER_PORT}\"\n\
              origins = [\"http://{}:{ORIGIN_PORT}\"]\ntrackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
             node.ip(),
             origin.name(),

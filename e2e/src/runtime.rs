@@ -7,6 +7,9 @@ mod cri;
 mod docker;
 mod podman;
 
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 
 pub use containerd::Containerd;
@@ -15,7 +18,7 @@ pub use cri::Cri;
 pub use docker::{Docker, Options as DockerOptions};
 pub use podman::{Buildah, Mirror, Podman, Skopeo};
 
-use crate::node::Node;
+use crate::node::{Node, TIMED_OUT};
 
 /// Something on a node that pulls images.
 pub trait Client: Sync {
@@ -47,6 +50,38 @@ pub trait Client: Sync {
     /// # Errors
     /// When the program fails.
     fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>>;
+}
+
+/// How a pull ended; the better, the greater.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ended {
+    /// Not at all: it was given up after its time.
+    Hung,
+    /// With an error, of which this is the end.
+    Failed(String),
+    /// With the image.
+    Pulled,
+}
+
+/// A client whose pull can be given up.
+pub trait Bounded: Client {
+    /// The command that pulls an image and is killed when it takes longer: see [`Node::bounded_by`].
+    fn pull_within(&self, deadline: Duration, reference: &str) -> Command;
+
+    /// Pulls an image, and gives it up when that takes longer.
+    ///
+    /// # Errors
+    /// When the client cannot be started.
+    fn try_pull(&self, deadline: Duration, reference: &str) -> Result<Ended> {
+        let mut command = self.pull_within(deadline, reference);
+        let ended = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        Ok(match ended.status.code() {
+            Some(0) => Ended::Pulled,
+            Some(TIMED_OUT) => Ended::Hung,
+            Some(_) | None => Ended::Failed(said.trim().lines().last().unwrap_or_default().to_owned()),
+        })
+    }
 }
 
 /// Pulls with all clients at the same time; each has its own reference.

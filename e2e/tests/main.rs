@@ -3,6 +3,7 @@
 
 mod clients;
 mod configure;
+mod faults;
 mod first_byte;
 mod lab;
 mod losses;
@@ -14,6 +15,15 @@ use shoal_e2e::harness;
 
 fn main() -> ExitCode {
     harness::main(
-        &[lab::TESTS, pulls::TESTS, clients::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS].concat(),
+        &[
+            lab::TESTS,
+            pulls::TESTS,
+            clients::TESTS,
+            configure::TESTS,
+            first_byte::TESTS,
+            losses::TESTS,
+            faults::TESTS,
+        ]
+        .concat(),
     )
 }

@@ -54,7 +54,8 @@ pub(crate) struct Resolved {
     pub(crate) stale: bool,
 }
 
-/// What a tag names depends on the media types accepted: some registries convert.
+/// What a tag names depends on the media types accepted: some registries convert. Their order says nothing, and dockerd
+/// shuffles them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct TagKey {
     repository: Repository,
@@ -136,7 +137,12 @@ impl Manifests {
         }
         self.count("tag", "miss");
         let confirmed = self.confirm(access, key, head || known.is_some());
-        let Some(tagged) = known else { return confirmed.await.map(|tagged| (tagged, false)) };
+        let last = match known {
+            Some(tagged) => Some(tagged),
+            // While upstream cannot be asked, what it named for another client's media types is better than nothing.
+            None => self.known(&key.of_any_type()).await,
+        };
+        let Some(tagged) = last else { return confirmed.await.map(|tagged| (tagged, false)) };
         let outage = match tokio::time::timeout(CONFIRM_PATIENCE, confirmed).await {
             Ok(Err(error)) if error.is_outage() => error,
             Ok(answer) => return answer.map(|tagged| (tagged, false)),
@@ -156,11 +162,7 @@ impl Manifests {
         if known.is_some() {
             return known;
         }
-        let mut found = self.notes.get(&key.about()).await;
-        if found.is_none() && self.gate.is_offline() {
-            found = self.notes.get(&key.of_any_type().about()).await;
-        }
-        let (at, note) = found?;
+        let (at, note) = self.notes.get(&key.about()).await?;
         Tagged::from_note(&note, at)
     }
 
@@ -261,7 +263,7 @@ impl Manifests {
 }
 
 impl TagKey {
-    /// The same tag, whatever is accepted: offline that is better than nothing.
+    /// The same tag, whatever is accepted.
     fn of_any_type(&self) -> Self {
         Self { accept: Vec::new(), ..self.clone() }
     }
@@ -294,9 +296,12 @@ async fn keep(shelf: &Shelf, manifest: &Manifest) {
     }
 }
 
-/// The media types of a request in the client's order, bounded.
+/// The media types of a request, bounded and in one order whatever the client's (RFC 9110, section 12.5.1: it has no meaning).
 fn checked_accept(accept: &[String]) -> Vec<String> {
     let words = accept.iter().flat_map(|line| line.split(',')).map(str::trim);
     let fine = words.filter(|word| !word.is_empty() && word.len() <= ACCEPT_LENGTH_MAX);
-    fine.take(ACCEPT_MAX).map(str::to_owned).collect()
+    let mut fine: Vec<_> = fine.take(ACCEPT_MAX).map(str::to_owned).collect();
+    fine.sort();
+    fine.dedup();
+    fine
 }

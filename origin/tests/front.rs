@@ -130,6 +130,29 @@ async fn a_tag_is_served_stale_and_marked_while_upstream_is_down() {
 }
 
 #[tokio::test]
+async fn a_tag_is_the_same_in_whatever_order_media_types_are_accepted() {
+    let mut content = Content::new();
+    let image = content.add_image(REPOSITORY, "v1", vec![]);
+    let lab = Lab::start(content, Options::default()).await;
+    let orders = ["application/vnd.oci.image.manifest.v1+json, */*", "*/*, application/vnd.oci.image.manifest.v1+json"];
+    for accept in orders {
+        let head = lab.http(Method::HEAD, "manifests/v1", &[("accept", accept)]).await;
+        assert_eq!(head.header("docker-content-digest"), image.manifest.to_string());
+    }
+    assert_eq!(lab.registry.counters().manifest_heads, 1);
+}
+
+#[tokio::test]
+async fn while_upstream_is_down_a_tag_is_what_it_was_for_another_clients_media_types() {
+    let (lab, image, _) = lab_with_image(11).await;
+    lab.get("manifests/v1", &[("accept", "application/vnd.oci.image.manifest.v1+json")]).await;
+    lab.registry.inject("/manifests/", 1000, Fault::Status { status: 502, retry_after: None });
+    let stale = lab.get("manifests/v1", &[("accept", "*/*")]).await;
+    assert_eq!((stale.status.as_u16(), stale.header("warning")), (200, "110 - \"Response is Stale\""));
+    assert_eq!(Digest::sha256_of(&stale.body.unwrap()), image.manifest);
+}
+
+#[tokio::test]
 async fn a_restarted_origin_gives_what_anybody_may_have_while_upstream_is_down() {
     let (lab, image, layer) = lab_with_image(10).await;
     let path = format!("blobs/{}", image.layers[0]);

@@ -2,10 +2,10 @@
 
 use http::Method;
 use shoal_agent::Running;
-use shoal_registry::embedded::Options;
+use shoal_registry::embedded::{EmbeddedRegistry, Fault, Options};
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Answer, REGISTRY, Rig, blob, eventually, get, get_range, manifest, send};
+use crate::rig::{Answer, LOCAL, REGISTRY, Rig, blob, eventually, get, get_range, manifest, send};
 
 /// The code and the message of an error.
 fn said(answer: &Answer) -> (u16, String, String) {
@@ -98,4 +98,34 @@ async fn offline_an_image_that_the_origin_holds_is_pulled_through_the_swarm() {
         assert_eq!(get(&agent, &blob(layer)).await.digest(), *layer);
     }
     assert_eq!(rig.registry.requests().len(), asked);
+}
+
+#[tokio::test]
+async fn a_mirror_that_gives_wrong_bytes_is_found_out_and_the_blob_comes_from_elsewhere() {
+    let rig = Rig::start(Options::default()).await;
+    let mirror = EmbeddedRegistry::start(LOCAL, rig.registry.content().clone(), Options::default()).await.unwrap();
+    mirror.inject("GET /v2/app/blobs/", u32::MAX, Fault::Corrupt);
+    let mut registries = rig.registries();
+    registries.get_mut(REGISTRY).unwrap().mirrors = vec![mirror.url()];
+    let origin = rig.origin_with(rig.shutdown.clone(), |config| config.registries = registries.clone()).await;
+    let agent = rig.agent(|config| {
+        config.origins = vec![format!("http://{}", origin.grpc_addr)];
+        config.registries = registries;
+    });
+    let agent = agent.await;
+    let layer = rig.image.layers[1];
+    let spoilt = get(&agent, &blob(&layer)).await;
+    assert!(!spoilt.whole || spoilt.digest() != layer, "{:?}", spoilt.status);
+    let good = async {
+        loop {
+            let answer = get(&agent, &blob(&layer)).await;
+            if answer.whole && answer.digest() == layer {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(crate::rig::DEADLINE, good).await.unwrap();
+    eventually("the good copy is kept", || agent.status().blobs == 1).await;
+    assert_eq!(rig.sent(&layer).0, 1);
 }

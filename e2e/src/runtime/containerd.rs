@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Client;
+use super::{Bounded, Client};
 use crate::node::Node;
 use crate::process::{Process, output};
 use crate::wait::wait_until;
@@ -163,7 +163,11 @@ impl Containerd {
     }
 
     fn command(&self) -> Command {
-        let mut command = self.node.bounded("env");
+        self.ctr_by(self.node.bounded("env"))
+    }
+
+    /// `ctr`, started by `env`.
+    fn ctr_by(&self, mut command: Command) -> Command {
         command.arg(path_with(self.programs.as_deref())).arg("ctr").arg("--address").arg(&self.socket);
         command
     }
@@ -174,6 +178,14 @@ impl Containerd {
             command.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent");
         }
         output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+}
+
+impl Bounded for Containerd {
+    fn pull_within(&self, deadline: Duration, reference: &str) -> Command {
+        let mut ctr = self.ctr_by(self.node.bounded_by(deadline, "env"));
+        ctr.args(["images", "pull", "--hosts-dir"]).arg(&self.certs_d).arg(reference);
+        ctr
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Client;
+use super::{Bounded, Client};
 use crate::node::Node;
 use crate::process::{Process, output};
 use crate::wait::wait_until;
@@ -102,12 +102,20 @@ impl Docker {
 }
 
 fn docker(node: &Node, socket: &str) -> Command {
-    let mut command = node.bounded("docker");
-    command
-        .env("DOCKER_CONFIG", node.dir().join("docker-config"))
-        .env_remove("DOCKER_CONTEXT")
-        .args(["--host", socket]);
-    command
+    on_socket(node.bounded("docker"), node, socket)
+}
+
+fn on_socket(mut docker: Command, node: &Node, socket: &str) -> Command {
+    docker.env("DOCKER_CONFIG", node.dir().join("docker-config")).env_remove("DOCKER_CONTEXT").args(["--host", socket]);
+    docker
+}
+
+impl Bounded for Docker {
+    fn pull_within(&self, deadline: Duration, reference: &str) -> Command {
+        let mut docker = on_socket(self.node.bounded_by(deadline, "docker"), &self.node, &self.socket);
+        docker.args(["pull", reference]);
+        docker
+    }
 }
 
 impl Client for Docker {

@@ -29,11 +29,9 @@ impl Limits {
 
     /// Leaves a registry alone if this error says so.
     pub(super) fn heed(&self, registry: &str, error: &UpstreamError) {
-        let pause = match error {
-            UpstreamError::RateLimited { retry_after } => Some(retry_after.unwrap_or(PAUSE_DEFAULT)),
-            other => other.retry_after(),
-        };
-        let Some(pause) = pause.map(|pause| pause.min(PAUSE_MAX)) else { return };
+        let limits = matches!(error, UpstreamError::RateLimited { .. });
+        let Some(pause) = error.retry_after().or(limits.then_some(PAUSE_DEFAULT)) else { return };
+        let pause = pause.min(PAUSE_MAX);
         let (now, mut registries) = (Instant::now(), self.lock());
         if registries.len() >= REGISTRIES_MAX {
             registries.retain(|_, until| *until > now);
