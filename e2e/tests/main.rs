@@ -15,15 +15,7 @@ use shoal_e2e::harness;
 
 fn main() -> ExitCode {
     harness::main(
-        &[
-            lab::TESTS,
-            pulls::TESTS,
-            clients::TESTS,
-            configure::TESTS,
-            first_byte::TESTS,
-            losses::TESTS,
-            faults::TESTS,
-        ]
-        .concat(),
+        &[lab::TESTS, pulls::TESTS, clients::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS, faults::TESTS]
+            .concat(),
     )
 }

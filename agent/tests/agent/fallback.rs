@@ -6,7 +6,6 @@ use http::Method;
 use shoal_registry::embedded::{Fault, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 use crate::rig::{LOCAL, Rig, blob, eventually, get, get_range, manifest, send};
 
@@ -99,39 +98,6 @@ async fn an_origin_whose_upstream_stalls_in_mid_blob_is_passed_by() {
     // The origin itself would wait for ten seconds.
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
     assert!(agent.status().received.upstream > 0);
-}
-
-#[tokio::test]
-async fn gaps_in_a_blob_that_the_swarm_no_longer_brings_cost_one_stall_and_not_one_each() {
-    let rig = Rig::with_layers(Options::default(), &[12 << 20, 1 << 20]).await;
-    let tracker = rig.tracker(rig.shutdown.child_token()).await;
-    let trackers = vec![format!("http://{}", tracker.addr)];
-    let stop = CancellationToken::new();
-    let origin = rig.origin(stop.clone(), trackers.clone()).await;
-    let adapt = |config: &mut shoal_agent::Config| {
-        config.origins = vec![format!("http://{}", origin.grpc_addr)];
-        config.trackers = trackers.clone();
-        config.stall_timeout = shoal_kit::HumanDuration(Duration::from_secs(2));
-    };
-    let (agent, neighbour) = (rig.agent(adapt).await, rig.agent(adapt).await);
-    let [gapped, shared] = [rig.image.layers[0], rig.image.layers[1]];
-    for agent in [&agent, &neighbour] {
-        assert_eq!(get(agent, &blob(&shared)).await.digest(), shared);
-    }
-    eventually("the origin has all of it", || origin.counters().blobs_ingested == 1).await;
-    // Fewer than every fourth piece, which would make the whole be fetched.
-    for piece in (1..48).step_by(5) {
-        let range = format!("bytes={}-{}", piece * 262_144, piece * 262_144 + 9);
-        assert_eq!(get_range(&agent, &blob(&gapped), &range).await.status, 206);
-    }
-    let had = || agent.status().torrents.iter().map(|torrent| torrent.have).max().unwrap_or(0);
-    eventually("the pieces came", || had() >= 10).await;
-    stop.cancel();
-    origin.stopped().await;
-    let began = Instant::now();
-    let answer = get(&agent, &blob(&gapped)).await;
-    assert!(answer.whole && answer.digest() == gapped);
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
