@@ -20,6 +20,7 @@ tc:iproute2
 iptables:iptables
 nsenter:util-linux
 openssl:openssl
+htpasswd:apache2-utils
 curl:curl
 "
 

@@ -20,8 +20,8 @@ and the values accepted.
 
 Units: sizes as `512MiB`, `10GiB`; rates as `200mbit`, `50MiB/s`; durations as `500ms`, `30s`, `1m 30s`.
 
-Mirrors, credentials, allow and deny lists and `offline` are explained in [registries.md](registries.md). This page is generated
-from the fields' docs; a test holds it to them.
+Mirrors, credentials, allow and deny lists and `offline` are explained in [registries.md](registries.md), `private_images` in
+[private-images.md](private-images.md). This page is generated from the fields' docs; a test holds it to them.
 ";
 
 #[test]

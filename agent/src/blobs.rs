@@ -149,7 +149,7 @@ impl Blobs {
     async fn find_or_begin(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
         if let Some(opened) = self.held(access, digest).await? {
             if let Opened::Arriving(download) = &opened {
-                download.renew(access)?;
+                download.renew(access, self.authorizer.asks())?;
             }
             return Ok(opened);
         }
@@ -164,11 +164,8 @@ impl Blobs {
     /// # Errors
     /// With what upstream says to this access, or why nobody can be asked.
     pub(crate) async fn held(&self, access: &Access, digest: &Digest) -> Result<Option<Opened>, UpstreamError> {
-        if let Some(refusal) = self.authorizer.refused(access, digest) {
-            return Err(refusal);
-        }
         if self.find(digest).is_none() {
-            return Ok(None);
+            return self.authorizer.refused(access, digest).map_or(Ok(None), Err);
         }
         self.authorizer.check(access, digest).await?;
         Ok(self.find(digest))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
 use shoal_meta::Topology;
-use shoal_registry::RegistryConfig;
+use shoal_registry::{PrivateImages, RegistryConfig};
 
 /// The configuration of one agent.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,6 +57,9 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Repositories that are refused with 403, whatever `allow` says. Default: none.
     pub deny: Vec<String>,
+    /// What must be shown before something held here is given: `strict`, upstream lets these credentials read this repository;
+    /// `digest-known`, the content's digest; `off`, nothing. Set the origins' alike. Default `strict`.
+    pub private_images: PrivateImages,
     /// Whether upstream is never asked: what the store, peers and origins hold is served, to whoever reaches the front, and
     /// anything else is 404 at once. Default: false.
     pub offline: bool,
@@ -84,6 +87,7 @@ impl Default for Config {
             docker_config: None,
             allow: Vec::new(),
             deny: Vec::new(),
+            private_images: PrivateImages::default(),
             offline: false,
         }
     }
@@ -125,6 +129,10 @@ mod tests {
         let message = config.validate().unwrap_err().to_string();
         assert_eq!(message, "config key `stall_timeout` = 1ms is refused: expected 100ms to 1m");
         assert!(parse("upstream = \"x\"\n").is_err());
+        let message = parse("private_images = \"lax\"\n").unwrap_err().to_string();
+        let expected = "config key `private_images` = \"lax\" is refused: unknown variant `lax`, expected one of `strict`, \
+                        `digest-known`, `off`";
+        assert!(message.ends_with(expected), "{message}");
         let registries = "[registries.\"localhost:5000\"]\nplain_http = true\n";
         assert!(parse(registries).unwrap().registries["localhost:5000"].plain_http);
         Config::default().validate().unwrap();

@@ -137,18 +137,18 @@ impl Download {
         self.access.lock().expect("nothing panics while it holds this lock").clone()
     }
 
-    /// Another request was let through by upstream: go on with its credentials, which are fresher. Gives the reason if
-    /// every source had failed with these same credentials a moment ago.
-    pub(crate) fn renew(&self, access: &Access) -> Result<(), UpstreamError> {
+    /// Another request was let through: go on with its credentials, which are fresher. Those that upstream has not `checked`
+    /// only take the place of such as failed. Gives the reason if every source had failed with these same credentials a
+    /// moment ago.
+    pub(crate) fn renew(&self, access: &Access, checked: bool) -> Result<(), UpstreamError> {
         let mut current = self.access.lock().expect("nothing panics while it holds this lock");
-        if *current != *access {
+        let failed = self.exhausted.borrow().clone();
+        if *current != *access && (checked || failed.is_some()) {
             current.clone_from(access);
             self.exhausted.send_replace(None);
+            return Ok(());
         }
-        match &*self.exhausted.borrow() {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// A client asked for the blob itself, not for a layer below it.

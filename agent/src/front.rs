@@ -15,7 +15,7 @@ use shoal_meta::Digest;
 use shoal_registry::path::{self, ns_of};
 use shoal_registry::range::{self, RangeSet};
 use shoal_registry::upstream::Upstream;
-use shoal_registry::{Access, OciCode, OciError, Reference, Repository, Route, Secret};
+use shoal_registry::{Access, OciCode, OciError, Reference, Repository, Route};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -31,6 +31,7 @@ use crate::body::{BlobReader, Body, Stretch, body, cut};
 use crate::manifests::{Found, Manifests};
 use crate::metrics::{Counters, Fallback};
 use crate::sendfile::{Outlet, Slots};
+use crate::sign_in;
 
 /// A request without an answer by now is answered 503, so that the runtime goes to its next host.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
@@ -118,12 +119,24 @@ impl Front {
     async fn answer(self: &Arc<Self>, request: &Request<Incoming>, slots: &Slots) -> Response<Body> {
         let ns = ns_of(request.uri().query());
         let route = path::parse(request.uri().path(), ns.as_deref());
-        let name = route.as_ref().map_or("other", Route::kind);
+        let is_token = request.uri().path() == sign_in::PATH;
+        let name = if is_token { "token" } else { route.as_ref().map_or("other", Route::kind) };
         let answered = async {
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return Err(not_allowed());
             }
-            self.dispatch(route?, request, slots).await
+            if is_token {
+                return sign_in::token(&self.upstream, request).await;
+            }
+            let route = route?;
+            let repository = route.repository().filter(|_| ns.is_none()).cloned();
+            self.dispatch(route, request, slots).await.map_err(|mut error| {
+                // Without `ns` a client takes the agent for the registry, and its credentials are for here.
+                if let Some(repository) = repository.filter(|_| error.status == StatusCode::UNAUTHORIZED) {
+                    error.www_authenticate = sign_in::challenge(request.headers(), Some(&repository));
+                }
+                error
+            })
         };
         let answer = match timeout(ANSWER_TIMEOUT, answered).await {
             Ok(answer) => answer,
@@ -150,11 +163,7 @@ impl Front {
         let headers = request.headers();
         route.repository().map_or(Ok(()), |repository| self.upstream.permits(repository)).map_err(told)?;
         match route {
-            // `shoal doctor` tells by the server's name whether another program has the port.
-            Route::Ping => Ok(respond(StatusCode::OK, "application/json")
-                .header(header::SERVER, concat!("shoal/", env!("CARGO_PKG_VERSION")))
-                .body(full("{}"))
-                .expect(VALID)),
+            Route::Ping => Ok(ping(headers)),
             Route::Manifest { repository, reference } => self.manifest(repository, &reference, head, headers).await,
             Route::Blob { repository, digest } if head => {
                 let length = self.blobs.length(&access(repository, headers)?, &digest).await.map_err(told)?;
@@ -314,13 +323,31 @@ impl Front {
     }
 }
 
+/// Says that this is a registry, and to clients without credentials how to sign in.
+fn ping(headers: &HeaderMap) -> Response<Body> {
+    let challenge = sign_in::challenge(headers, None).filter(|_| !headers.contains_key(header::AUTHORIZATION));
+    let mut response = match challenge {
+        None => respond(StatusCode::OK, "application/json").body(full("{}")).expect(VALID),
+        Some(challenge) => {
+            let message = "sign in, or take the token that anybody gets";
+            let mut error = OciError::new(StatusCode::UNAUTHORIZED, OciCode::Unauthorized, message);
+            error.www_authenticate = Some(challenge);
+            failure(error, &Method::GET)
+        }
+    };
+    // `shoal doctor` tells by the server's name whether another program has the port.
+    let server = HeaderValue::from_static(concat!("shoal/", env!("CARGO_PKG_VERSION")));
+    response.headers_mut().insert(header::SERVER, server);
+    response
+}
+
 /// On whose behalf the request is made.
 fn access(repository: Repository, headers: &HeaderMap) -> Result<Access, OciError> {
     let authorization = match headers.get(header::AUTHORIZATION) {
         None => None,
-        Some(value) => Some(value.to_str().map(Secret::new).map_err(|_| {
+        Some(value) => value.to_str().map(sign_in::unwrapped).map_err(|_| {
             OciError::new(StatusCode::UNAUTHORIZED, OciCode::Unauthorized, "the credentials are not text")
-        })?),
+        })?,
     };
     Ok(Access { repository, authorization })
 }

@@ -1,9 +1,9 @@
 //! The node agent: registry front and local peer.
 //!
 //! The program `shoal` runs it, demonstrations and tests embed it. A blob request walks through the rooms one way:
-//! `front` (HTTP, and nothing else knows it) → `authorize` → `blobs` (store, or one download for each digest) →
-//! `download` (the torrent and its metainfo) with `fallback` watching over it, and back out through `body`;
-//! what is whole and in the page cache leaves by `sendfile`.
+//! `front` (HTTP, and nothing else knows it; passwords go through `sign_in`) → `authorize` → `blobs` (store, or one
+//! download for each digest) → `download` (the torrent and its metainfo) with `fallback` watching over it, and back out
+//! through `body`; what is whole and in the page cache leaves by `sendfile`.
 //!
 //! Promises: a pull that would have worked without the agent works with it; nobody is given a byte that upstream would
 //! not give them; no answer ends cleanly short. What a shutdown loses: pieces not yet whole; the rest is resumed.
@@ -20,6 +20,7 @@ mod manifests;
 mod metrics;
 mod origin;
 mod sendfile;
+mod sign_in;
 mod status;
 
 use std::net::SocketAddr;
@@ -81,6 +82,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         docker_config: config.docker_config.clone(),
         allow: config.allow.clone(),
         deny: config.deny.clone(),
+        private_images: config.private_images,
         offline: config.offline,
         timing: UPSTREAM_TIMING,
     })?;

@@ -15,7 +15,7 @@ use crate::lab::Lab;
 use crate::node::{Link, Node, Rate};
 use crate::process::Process;
 use crate::program::{ADMIN, Program};
-use crate::registry::{HOST, Registry};
+use crate::registry::{Guard, HOST, Registry};
 use crate::runtime::{Client, pull_at_once};
 use crate::tls::Identity;
 
@@ -37,6 +37,8 @@ pub struct Plan {
     pub docker_hub: bool,
     /// Whether a front that misbehaves stands before the upstream, and has its names and its link.
     pub faulty: bool,
+    /// Who may read from the upstream.
+    pub guard: Guard,
 }
 
 impl Plan {
@@ -44,7 +46,15 @@ impl Plan {
     #[must_use]
     pub const fn equal(nodes: u8, rate: Rate) -> Self {
         let link = Link::symmetric(rate);
-        Self { nodes, node_link: link, upstream_link: link, origin_link: link, docker_hub: false, faulty: false }
+        Self {
+            nodes,
+            node_link: link,
+            upstream_link: link,
+            origin_link: link,
+            docker_hub: false,
+            faulty: false,
+            guard: Guard::Open,
+        }
     }
 }
 
@@ -97,7 +107,7 @@ impl Cluster {
         } else {
             None
         };
-        let upstream = Registry::start(&upstream_node, identity.as_ref())?;
+        let upstream = Registry::start_guarded(&upstream_node, identity.as_ref(), plan.guard)?;
         let faulty = match &front {
             Some(node) => Some(Faulty::start(node, &upstream_node, identity.as_ref())?),
             None => None,

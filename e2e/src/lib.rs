@@ -2,8 +2,8 @@
 //! shaped in both directions. Called by the tests of this crate and by its benchmark.
 //!
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
-//! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, and [`faulty`] what can stand before it and
-//! do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
+//! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, with [`tokens`] beside it if it is private,
+//! and [`faulty`] what can stand before it and do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
 //! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
 //! measures.
 //!
@@ -22,6 +22,7 @@ pub mod program;
 pub mod registry;
 pub mod runtime;
 pub mod tls;
+pub mod tokens;
 pub mod tools;
 pub mod usage;
 pub mod wait;

@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::image::{Image, hex};
 use crate::node::Node;
-use crate::process::Process;
+use crate::process::{Process, run};
 use crate::tls::Identity;
+use crate::tokens::{self, TokenService, User};
 
 /// What images of the upstream begin with: a name without a port, so that it can stand in a mirror's path too.
 pub const HOST: &str = "registry.lab";
@@ -31,10 +32,24 @@ pub struct Fetches {
     pub bytes: u64,
 }
 
+/// Who may read and write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Guard {
+    /// Anybody.
+    #[default]
+    Open,
+    /// Who has a token for the repository, of a [`TokenService`] on the registry's node. The first user pushes.
+    Tokens(&'static [User]),
+    /// Whoever is in its htpasswd file; the Basic scheme knows no repositories. The first user pushes.
+    Passwords(&'static [User]),
+}
+
 /// A docker-registry, with plain HTTP on [`PORT`] and, when it has an identity, TLS on [`TLS_PORT`].
 #[derive(Debug)]
 pub struct Registry {
     node: Arc<Node>,
+    pusher: Option<User>,
+    tokens: Option<TokenService>,
     processes: Vec<Process>,
 }
 
@@ -44,11 +59,31 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn start(node: &Arc<Node>, identity: Option<&Identity>) -> Result<Self> {
-        let mut registry = Self { node: Arc::clone(node), processes: Vec::new() };
-        registry.listen("registry", PORT, "")?;
+        Self::start_guarded(node, identity, Guard::Open)
+    }
+
+    /// The same, for those whom the guard lets in.
+    ///
+    /// # Errors
+    /// When it or its token service does not start.
+    pub fn start_guarded(node: &Arc<Node>, identity: Option<&Identity>, guard: Guard) -> Result<Self> {
+        let (auth, tokens) = match guard {
+            Guard::Open => (String::new(), None),
+            Guard::Tokens(users) => {
+                let service = TokenService::start(node, &node.dir().join("tokens"), users)?;
+                (auth_by_token(&service), Some(service))
+            }
+            Guard::Passwords(users) => (auth_by_password(node, users)?, None),
+        };
+        let pusher = match guard {
+            Guard::Open => None,
+            Guard::Tokens(users) | Guard::Passwords(users) => users.first().copied(),
+        };
+        let mut registry = Self { node: Arc::clone(node), pusher, tokens, processes: Vec::new() };
+        registry.listen("registry", PORT, &auth)?;
         if let Some(Identity { certificate, key, .. }) = identity {
             let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
-            registry.listen("registry-tls", TLS_PORT, &tls)?;
+            registry.listen("registry-tls", TLS_PORT, &format!("{tls}{auth}"))?;
         }
         Ok(registry)
     }
@@ -75,7 +110,19 @@ impl Registry {
         let source = format!("oci:{}:latest", image.dir.display());
         let target = format!("docker://127.0.0.1:{PORT}/{name}:{tag}");
         let flags = ["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"];
-        self.node.run("skopeo", &[&flags[..], &[&source, &target]].concat()).context("push an image").map(drop)
+        let credentials = self.pusher.map_or("--dest-no-creds".to_owned(), |User { name, password, .. }| {
+            format!("--dest-creds={name}:{password}")
+        });
+        let words = [&flags[..], &[&credentials, &source, &target]].concat();
+        self.node.run("skopeo", &words).context("push an image").map(drop)
+    }
+
+    /// Its token service.
+    ///
+    /// # Errors
+    /// When it is not guarded by tokens.
+    pub fn tokens(&self) -> Result<&TokenService> {
+        self.tokens.as_ref().context("the registry asks for no tokens")
     }
 
     /// Pushes an image with its layers compressed by zstd instead. Returns the digest its manifest has then.
@@ -128,12 +175,13 @@ impl Registry {
         Ok(fetches)
     }
 
-    fn listen(&mut self, name: &str, port: u16, tls: &str) -> Result<()> {
+    /// Starts a listener; `more` is YAML that goes on within `http`.
+    fn listen(&mut self, name: &str, port: u16, more: &str) -> Result<()> {
         let storage = self.node.dir().join("storage");
         let config: PathBuf = self.node.dir().join(format!("{name}.yml"));
         let text = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-             http:\n  addr: 0.0.0.0:{port}\n  secret: e2e\n{tls}",
+             http:\n  addr: 0.0.0.0:{port}\n  secret: e2e\n{more}",
             storage.display()
         );
         fs::write(&config, text)?;
@@ -144,6 +192,23 @@ impl Registry {
         self.processes.push(process);
         Ok(())
     }
+}
+
+fn auth_by_token(service: &TokenService) -> String {
+    format!(
+        "auth:\n  token:\n    realm: http://{HOST}:{}/token\n    service: {}\n    issuer: {}\n    rootcertbundle: {}\n",
+        tokens::PORT,
+        tokens::SERVICE,
+        tokens::ISSUER,
+        service.root().display(),
+    )
+}
+
+fn auth_by_password(node: &Node, users: &[User]) -> Result<String> {
+    let path = node.dir().join("htpasswd");
+    let lines = users.iter().map(|user| run("htpasswd", ["-nbB", user.name, user.password]));
+    fs::write(&path, lines.collect::<Result<String>>()?)?;
+    Ok(format!("auth:\n  htpasswd:\n    realm: lab\n    path: {}\n", path.display()))
 }
 
 /// Reads a line of the access log (Apache's combined format): digest and body length of a successful GET of a blob.

@@ -7,6 +7,7 @@ mod faults;
 mod first_byte;
 mod lab;
 mod losses;
+mod private;
 mod pulls;
 
 use std::process::ExitCode;
@@ -15,7 +16,16 @@ use shoal_e2e::harness;
 
 fn main() -> ExitCode {
     harness::main(
-        &[lab::TESTS, pulls::TESTS, clients::TESTS, configure::TESTS, first_byte::TESTS, losses::TESTS, faults::TESTS]
-            .concat(),
+        &[
+            lab::TESTS,
+            pulls::TESTS,
+            clients::TESTS,
+            configure::TESTS,
+            first_byte::TESTS,
+            losses::TESTS,
+            faults::TESTS,
+            private::TESTS,
+        ]
+        .concat(),
     )
 }

@@ -1,4 +1,5 @@
 //! May this caller have this content? Asked before anything is served, over gRPC or HTTP, whether it is held here or not.
+//! By the configuration the operator may vouch for what is held: then upstream is not asked.
 //!
 //! Upstream decides. Its answer is two facts, each remembered for a while: the caller's credentials are good for the
 //! repository, and the content is in the repository. So a thousand nodes with a token each cost one HEAD a token and not
@@ -69,12 +70,31 @@ impl Authorizer {
         Self { gate, known: Arc::new(Mutex::new(known)), asking: Flights::new(), notes, metrics }
     }
 
-    /// Lets the caller pass for the time returned, or says what upstream says. By `offline` the operator vouches for what is
-    /// held: anybody may have it.
+    /// Whether those whom [`Authorizer::check`] lets pass were let pass by upstream.
+    pub(crate) fn asks(&self) -> bool {
+        self.gate.private_images().checks_digests()
+    }
+
+    /// Lets the caller have content that is held and named by its digest, for the time returned, or says what upstream says.
     pub(crate) async fn check(&self, access: &Access, kind: Kind, digest: &Digest) -> Result<Duration, OriginError> {
-        if self.gate.is_offline() {
-            return Ok(ACCEPTED_TTL);
+        if self.asks() { self.ask_once(access, kind, digest).await } else { Ok(ACCEPTED_TTL) }
+    }
+
+    /// Lets the caller know that a tag names this manifest, or says what upstream says.
+    pub(crate) async fn check_tag(&self, access: &Access, digest: &Digest) -> Result<(), OriginError> {
+        if self.gate.private_images().checks_tags() {
+            self.ask_once(access, Kind::Manifest, digest).await?;
         }
+        Ok(())
+    }
+
+    /// Whether a tag that is known is told to a caller for whom upstream gave this error.
+    pub(crate) fn overrules(&self, error: &OriginError) -> bool {
+        !self.gate.private_images().checks_tags() && matches!(error, OriginError::Upstream(error) if is_refusal(error))
+    }
+
+    /// What upstream says, or said lately.
+    async fn ask_once(&self, access: &Access, kind: Kind, digest: &Digest) -> Result<Duration, OriginError> {
         let caller = Caller::of(access);
         let remembered = lock(&self.known).judge(&caller, digest, Instant::now());
         if let Some(verdict) = remembered {
@@ -93,9 +113,9 @@ impl Authorizer {
         }
     }
 
-    /// Whether the caller may pass without asking upstream, which is down or limiting.
-    pub(crate) async fn passes_unasked(&self, access: &Access, digest: &Digest) -> bool {
-        self.gate.is_offline() || self.has_grace(&Caller::of(access), digest).await
+    /// Whether the caller may know what a tag named without asking upstream, which is down or limiting.
+    pub(crate) async fn knows_tag_unasked(&self, access: &Access, digest: &Digest) -> bool {
+        !self.gate.private_images().checks_tags() || self.has_grace(&Caller::of(access), digest).await
     }
 
     /// Remembers that upstream has just given this content to this caller.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
-use shoal_registry::{RegistryConfig, Timing};
+use shoal_registry::{PrivateImages, RegistryConfig, Timing};
 
 /// How an origin runs. Every key has a default that works.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +64,9 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Repositories that are refused with 403, whatever `allow` says. Default: none.
     pub deny: Vec<String>,
+    /// What must be shown before something held is given, to agents or others: `strict`, upstream lets these credentials read this repository;
+    /// `digest-known`, the content's digest; `off`, nothing. Set the agents' alike. Default `strict`.
+    pub private_images: PrivateImages,
     /// Whether upstream is never asked: what is held is served, to whoever reaches the origin or its agents, and anything
     /// else is 404 at once. Default: false.
     pub offline: bool,
@@ -97,6 +100,7 @@ impl Default for Config {
             docker_config: None,
             allow: Vec::new(),
             deny: Vec::new(),
+            private_images: PrivateImages::default(),
             offline: false,
             upstream_timing: Timing::default(),
         }

@@ -2,7 +2,9 @@
 //! and the HTTP front.
 
 use shoal_meta::Digest;
-use shoal_registry::{Access, BlobBody, Document, Manifest, Reference, Repository, Upstream, UpstreamError};
+use shoal_registry::{
+    Access, BlobBody, Document, Manifest, PrivateImages, Reference, Repository, Upstream, UpstreamError,
+};
 
 use crate::metrics::OriginMetrics;
 
@@ -31,9 +33,9 @@ impl Gate {
         self.upstream.permits(repository)
     }
 
-    /// Whether the door is shut for good: nobody is asked who may have what is held.
-    pub(crate) fn is_offline(&self) -> bool {
-        self.upstream.is_offline()
+    /// What must be shown before content that is held is given.
+    pub(crate) fn private_images(&self) -> PrivateImages {
+        self.upstream.private_images()
     }
 
     /// GET or HEAD of a manifest; `accept` may be empty.

@@ -172,7 +172,7 @@ impl Ingests {
                 (Ok(holding), Turn::Started) => return Ok(holding),
                 (Ok(holding), Turn::Joined) => {
                     inner.authorizer.check(access, Kind::Blob, digest).await?;
-                    return Ok(holding.with_access(access));
+                    return Ok(inner.renewed(holding, access));
                 }
                 // Its own credentials decide, before it tries itself.
                 (Err(error), Turn::Joined) if error.is_about_the_caller() => {
@@ -194,7 +194,7 @@ impl Ingests {
         let Some(holding) = self.0.held(digest) else { return Ok(None) };
         self.0.metrics.cache_requests.with_label_values(&["blob", "hit"]).inc();
         self.0.authorizer.check(access, Kind::Blob, digest).await?;
-        Ok(Some(holding.with_access(access)))
+        Ok(Some(self.0.renewed(holding, access)))
     }
 
     /// The length of a blob for a caller that may have it; does not fetch it. Upstream is asked once at a time, and once for
@@ -249,6 +249,16 @@ impl Inner {
         let mut hasher = digest.hasher();
         hasher.update(&[]);
         (hasher.finish() == *digest).then_some(Holding::Empty)
+    }
+
+    /// Lends the credentials of a caller that upstream lets in to the ingest, as they are fresher.
+    fn renewed(&self, holding: Holding, access: &Access) -> Holding {
+        if let Holding::Growing(ingest) = &holding
+            && self.authorizer.asks()
+        {
+            *lock(&ingest.access) = access.clone();
+        }
+        holding
     }
 
     /// Lets a blob that the disk does not take pass by the store for a while.
@@ -404,13 +414,5 @@ impl Holding {
             Self::Growing(ingest) => ingest.geometry().length(),
             Self::Passing { length } => *length,
         }
-    }
-
-    /// Lends the credentials of a caller that was let in to the ingest.
-    fn with_access(self, access: &Access) -> Self {
-        if let Self::Growing(ingest) = &self {
-            *lock(&ingest.access) = access.clone();
-        }
-        self
     }
 }

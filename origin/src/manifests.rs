@@ -132,7 +132,7 @@ impl Manifests {
         let known = self.known(key).await;
         if let Some(tagged) = known.clone().filter(|tagged| tagged.at.elapsed() < self.tag_ttl) {
             self.count("tag", "hit");
-            self.authorizer.check(access, Kind::Manifest, &tagged.manifest.digest).await?;
+            self.authorizer.check_tag(access, &tagged.manifest.digest).await?;
             return Ok((tagged, false));
         }
         self.count("tag", "miss");
@@ -143,14 +143,14 @@ impl Manifests {
             None => self.known(&key.of_any_type()).await,
         };
         let Some(tagged) = last else { return confirmed.await.map(|tagged| (tagged, false)) };
-        let outage = match tokio::time::timeout(CONFIRM_PATIENCE, confirmed).await {
-            Ok(Err(error)) if error.is_outage() => error,
+        let refusal = match tokio::time::timeout(CONFIRM_PATIENCE, confirmed).await {
+            Ok(Err(error)) if error.is_outage() || self.authorizer.overrules(&error) => error,
             Ok(answer) => return answer.map(|tagged| (tagged, false)),
             Err(_) => UpstreamError::Timeout { awaited: "a tag", after: CONFIRM_PATIENCE }.into(),
         };
-        // Upstream has just shown that it cannot be asked about the caller either.
-        if !self.authorizer.passes_unasked(access, &tagged.manifest.digest).await {
-            return Err(outage);
+        // Upstream has just shown that it cannot be asked about the caller either, or what it says does not count.
+        if !self.authorizer.knows_tag_unasked(access, &tagged.manifest.digest).await {
+            return Err(refusal);
         }
         self.metrics.stale_tags.inc();
         Ok((tagged, true))
@@ -174,7 +174,7 @@ impl Manifests {
             match (answer, turn) {
                 (Ok(tagged), Turn::Started) => return Ok(tagged),
                 (Ok(tagged), Turn::Joined) => {
-                    self.authorizer.check(access, Kind::Manifest, &tagged.manifest.digest).await?;
+                    self.authorizer.check_tag(access, &tagged.manifest.digest).await?;
                     return Ok(tagged);
                 }
                 (Err(error), Turn::Joined) if error.is_about_the_caller() => {}

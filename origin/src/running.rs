@@ -84,6 +84,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         docker_config: config.docker_config.clone(),
         allow: config.allow.clone(),
         deny: config.deny.clone(),
+        private_images: config.private_images,
         offline: config.offline,
         timing: config.upstream_timing,
     })?;

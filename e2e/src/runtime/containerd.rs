@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use super::{Bounded, Client};
 use crate::node::Node;
 use crate::process::{Process, output};
+use crate::tokens::User;
 use crate::wait::wait_until;
 
 /// How many ranges of a layer containerd 2.x fetches at a time.
@@ -170,6 +171,17 @@ impl Containerd {
     fn ctr_by(&self, mut command: Command) -> Command {
         command.arg(path_with(self.programs.as_deref())).arg("ctr").arg("--address").arg(&self.socket);
         command
+    }
+
+    /// Pulls an image as a user, whose password `ctr` would give to any host that asks for it.
+    ///
+    /// # Errors
+    /// When the pull fails, with what `ctr` said.
+    pub fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        let credentials = format!("{}:{}", user.name, user.password);
+        let hosts = self.certs_d();
+        self.ctr(&["images", "pull", "--user", &credentials, "--hosts-dir", &hosts.to_string_lossy(), reference])
+            .map(drop)
     }
 
     fn ctr(&self, words: &[&str]) -> Result<String> {

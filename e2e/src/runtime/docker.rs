@@ -96,6 +96,25 @@ impl Docker {
         wait_until("dockerd to end", Duration::from_secs(30), || Ok(!pid_file.exists()))
     }
 
+    /// `docker login` at a registry, or at Docker Hub if it is empty.
+    ///
+    /// # Errors
+    /// When the password is refused, with what it said.
+    pub fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        let words = ["login", "--username", user, "--password", password];
+        let registry = if registry.is_empty() { vec![] } else { vec![registry] };
+        self.docker(&[&words[..], &registry].concat()).map(drop)
+    }
+
+    /// `docker logout` from a registry, or from Docker Hub if it is empty.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn logout(&self, registry: &str) -> Result<()> {
+        let registry = if registry.is_empty() { vec![] } else { vec![registry] };
+        self.docker(&[&["logout"][..], &registry].concat()).map(drop)
+    }
+
     fn docker(&self, words: &[&str]) -> Result<String> {
         output(docker(&self.node, &self.socket).args(words)).with_context(|| format!("on {}", self.node.name()))
     }

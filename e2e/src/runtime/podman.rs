@@ -60,6 +60,15 @@ impl Podman {
         Ok(Self { node: Arc::clone(node), registries_conf: Some(registries_conf) })
     }
 
+    /// `podman login` at a registry, or at a path in it, without TLS.
+    ///
+    /// # Errors
+    /// When the password is refused, with what it said.
+    pub fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        let words = ["login", "--tls-verify=false", "--username", user, "--password", password, registry];
+        self.podman(&words).map(drop)
+    }
+
     fn podman(&self, words: &[&str]) -> Result<String> {
         let (dir, run_dir) = (self.node.dir().join("podman"), self.node.run_dir());
         let mut command = self.node.bounded("podman");

@@ -10,6 +10,7 @@ pub mod embedded;
 pub mod error;
 pub mod path;
 mod pattern;
+mod private_images;
 pub mod range;
 pub mod reference;
 mod secret;
@@ -17,12 +18,13 @@ pub mod upstream;
 
 pub use error::{OciCode, OciError};
 pub use path::Route;
+pub use private_images::PrivateImages;
 pub use range::RangeSet;
 pub use reference::{Reference, ReferenceError, Repository};
 pub use secret::Secret;
 pub use upstream::{
-    Access, BlobBody, Config, ConfigError, Document, ErrorParts, Givers, Manifest, RegistryConfig, Timing, Upstream,
-    UpstreamError,
+    Access, Account, BlobBody, Config, ConfigError, Document, ErrorParts, Givers, Manifest, RegistryConfig, SignedIn,
+    Timing, Upstream, UpstreamError,
 };
 
 /// The media types of manifests and indexes we ask for when a caller names none: OCI and Docker v2, in that order.

@@ -120,7 +120,13 @@ impl Route {
 /// Finds the `ns` parameter in a query string, percent-decoded.
 #[must_use]
 pub fn ns_of(query: Option<&str>) -> Option<String> {
-    let value = query?.split('&').find_map(|pair| pair.strip_prefix("ns="))?;
+    parameter(query, "ns")
+}
+
+/// Finds the first parameter of this name in a query string, percent-decoded.
+#[must_use]
+pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
     Some(percent_decoded(value))
 }
 

@@ -27,12 +27,22 @@ impl Pattern {
 
     /// Whether the repository is one of those meant.
     pub(crate) fn matches(&self, repository: &Repository) -> bool {
-        let labels = self.host.split('.');
         let words = repository.name.split('/');
-        labels.clone().count() == repository.registry.split('.').count()
-            && labels.zip(repository.registry.split('.')).all(|(pattern, label)| is_like(pattern, label))
+        self.matches_some_of(&repository.registry)
             && self.words.len() <= words.clone().count()
             && self.words.iter().zip(words).all(|(pattern, word)| is_like(pattern, word))
+    }
+
+    /// Whether some repositories of the registry are among those meant.
+    pub(crate) fn matches_some_of(&self, registry: &str) -> bool {
+        let (patterns, labels) = (self.host.split('.'), registry.split('.'));
+        patterns.clone().count() == labels.clone().count()
+            && patterns.zip(labels).all(|(pattern, label)| is_like(pattern, label))
+    }
+
+    /// Whether all repositories of the registry are meant.
+    pub(crate) fn matches_all_of(&self, registry: &str) -> bool {
+        self.words.is_empty() && self.matches_some_of(registry)
     }
 
     /// Whether it names no host, so that it says nothing.

@@ -74,10 +74,8 @@ impl Repository {
     /// # Errors
     /// When either part is outside its grammar.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        match text.split_once('/') {
-            Some((registry, name)) if is_registry_like(registry) => Self::new(registry, name),
-            Some(_) | None => Self::new(DOCKER_HUB, text),
-        }
+        let (registry, name) = split_registry(text);
+        Self::new(registry, name)
     }
 }
 
@@ -112,6 +110,11 @@ impl Reference {
             Self::Digest(digest) => Some(digest),
         }
     }
+}
+
+/// Splits off the registry: the first word if it looks like one, else Docker Hub.
+pub(crate) fn split_registry(text: &str) -> (&str, &str) {
+    text.split_once('/').filter(|(first, _)| is_registry_like(first)).unwrap_or((DOCKER_HUB, text))
 }
 
 /// Whether the first word of a path names a registry and not a repository, by Docker's rule.

@@ -16,6 +16,7 @@ mod limits;
 mod remap;
 mod request;
 mod rules;
+mod sign_in;
 mod tls;
 mod token;
 
@@ -40,11 +41,13 @@ use self::request::{Ask, document, text_header};
 use self::rules::Rules;
 use self::token::Tokens;
 use crate::error::OciCode;
+use crate::private_images::PrivateImages;
 use crate::reference::{Reference, Repository};
 use crate::secret::Secret;
 
 pub use config::{Config, RegistryConfig, Timing};
 pub use error::{ConfigError, ErrorParts, UpstreamError};
+pub use sign_in::{Account, SignedIn};
 
 /// What is asked of upstream on whose behalf.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,6 +100,7 @@ pub struct Upstream(Arc<Inner>);
 
 struct Inner {
     rules: Rules,
+    private_images: PrivateImages,
     offline: bool,
     endpoints: Endpoints,
     credentials: Credentials,
@@ -113,6 +117,7 @@ impl Upstream {
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         Ok(Self(Arc::new(Inner {
             rules: Rules::new(&config.allow, &config.deny)?,
+            private_images: config.private_images,
             offline: config.offline,
             endpoints: Endpoints::new(&config.registries, config.timing.connect)?,
             credentials: Credentials::open(&config)?,
@@ -143,11 +148,16 @@ impl Upstream {
         self.0.limits.heed(registry, error);
     }
 
-    /// Whether upstream is never asked: every method then fails with [`UpstreamError::Offline`], and what is held may be
-    /// given to whoever asks, as nobody can say who may have it.
+    /// Whether upstream is never asked: every method then fails with [`UpstreamError::Offline`].
     #[must_use]
     pub fn is_offline(&self) -> bool {
         self.0.offline
+    }
+
+    /// What must be shown before content that is held is given. Offline that is nothing, as nobody can say who may have it.
+    #[must_use]
+    pub fn private_images(&self) -> PrivateImages {
+        if self.0.offline { PrivateImages::Off } else { self.0.private_images }
     }
 
     /// Gets a manifest or index, or with `head` only its digest, type and length. `accept` are media types in order of

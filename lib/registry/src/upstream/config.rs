@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::private_images::PrivateImages;
+
 /// How upstream registries are reached.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,8 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Repositories that are not served, whatever `allow` says.
     pub deny: Vec<String>,
+    /// What must be shown before content that is held is given. Default: strict.
+    pub private_images: PrivateImages,
     /// Whether nothing is ever asked of upstream. Default: false.
     pub offline: bool,
     /// Time-outs and retries.

@@ -131,6 +131,11 @@ impl Endpoint {
             .map_err(|_| UpstreamError::Request("the path is not one of a URL".to_owned()))
     }
 
+    /// The URL that says whether it is a registry, and how it is signed in at.
+    pub(super) fn ping(&self) -> Result<Uri, UpstreamError> {
+        format!("{}/v2/", self.base).parse().map_err(|_| UpstreamError::Request("the address is no URL".to_owned()))
+    }
+
     /// The client for a URL we were sent to.
     pub(super) fn client_for(&self, uri: &Uri) -> &HttpClient {
         let own = self.base.parse().is_ok_and(|base| same_origin(&base, uri));

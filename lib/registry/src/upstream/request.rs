@@ -324,7 +324,7 @@ pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a 
 }
 
 /// All challenges in one line, word for word.
-fn challenge_of(headers: &HeaderMap) -> Option<String> {
+pub(super) fn challenge_of(headers: &HeaderMap) -> Option<String> {
     let texts: Vec<_> = headers.get_all(header::WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes).collect();
     (!texts.is_empty()).then(|| String::from_utf8_lossy(&texts.join(b", ".as_slice())).into_owned())
 }

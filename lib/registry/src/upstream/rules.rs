@@ -29,6 +29,17 @@ impl Rules {
         }
         Ok(())
     }
+
+    /// Lets a registry pass of which any repository may be served.
+    pub(super) fn check_registry(&self, registry: &str) -> Result<(), UpstreamError> {
+        if let Some((text, _)) = self.deny.iter().find(|(_, pattern)| pattern.matches_all_of(registry)) {
+            return Err(UpstreamError::Excluded { reason: format!("{registry} is in deny, by {text:?}") });
+        }
+        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| pattern.matches_some_of(registry)) {
+            return Err(UpstreamError::Excluded { reason: format!("{registry} is not in allow") });
+        }
+        Ok(())
+    }
 }
 
 fn pattern(list: &'static str, text: &str) -> Result<Pattern, ConfigError> {
@@ -61,6 +72,16 @@ mod tests {
         assert_eq!(refusal(lists.0, lists.1, "evil/app").as_deref(), Some(denied));
         let unlisted = "the configuration excludes it: ghcr.io/org/app is not in allow";
         assert_eq!(refusal(lists.0, lists.1, "ghcr.io/org/app").as_deref(), Some(unlisted));
+    }
+
+    #[test]
+    fn a_registry_passes_if_anything_of_it_does() {
+        let lists = (vec!["docker.io".to_owned(), "r.example/team/*".to_owned()], vec!["docker.io/evil".to_owned()]);
+        let rules = Rules::new(&lists.0, &lists.1).unwrap();
+        assert!(rules.check_registry("docker.io").is_ok() && rules.check_registry("r.example").is_ok());
+        assert!(rules.check_registry("ghcr.io").unwrap_err().to_string().ends_with("ghcr.io is not in allow"));
+        let rules = Rules::new(&[], &["*.evil.example".to_owned()]).unwrap();
+        assert!(rules.check_registry("r.evil.example").is_err() && rules.check_registry("docker.io").is_ok());
     }
 
     #[test]

@@ -44,9 +44,9 @@ struct Slot {
 }
 
 #[derive(Clone)]
-struct Granted {
-    authorization: Secret,
-    until: Instant,
+pub(super) struct Granted {
+    pub(super) authorization: Secret,
+    pub(super) until: Instant,
 }
 
 impl Tokens {
@@ -128,17 +128,27 @@ impl Upstream {
                 Err(UpstreamError::Request("it wants a user and a password, and none is configured".to_owned()))
             }
             (Challenge::Bearer { realm, service, scopes }, credential) => {
-                let mut pairs: Vec<(&str, &str)> = Vec::new();
-                pairs.extend(service.as_deref().map(|service| ("service", service)));
-                let default_scope = format!("repository:{}:pull", located.name);
-                match scopes.as_slice() {
-                    [] => pairs.push(("scope", &default_scope)),
-                    scopes => pairs.extend(scopes.iter().map(|scope| ("scope", scope.as_str()))),
-                }
-                let realm = checked_realm(realm, endpoint)?;
-                retry(self.0.timing, || self.fetch_token(endpoint, &realm, &pairs, credential.as_ref())).await
+                let default_scope = [format!("repository:{}:pull", located.name)];
+                let scopes = if scopes.is_empty() { &default_scope } else { scopes.as_slice() };
+                self.buy_token(endpoint, realm, service.as_deref(), scopes, credential.as_ref()).await
             }
         }
+    }
+
+    /// Asks a token service that `endpoint` names for a token.
+    pub(super) async fn buy_token(
+        &self,
+        endpoint: &Endpoint,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &[String],
+        credential: Option<&Credential>,
+    ) -> Result<Granted, UpstreamError> {
+        let mut pairs: Vec<(&str, &str)> = Vec::new();
+        pairs.extend(service.map(|service| ("service", service)));
+        pairs.extend(scopes.iter().map(|scope| ("scope", scope.as_str())));
+        let realm = checked_realm(realm, endpoint)?;
+        retry(self.0.timing, || self.fetch_token(endpoint, &realm, &pairs, credential)).await
     }
 
     async fn fetch_token(

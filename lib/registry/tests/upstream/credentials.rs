@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::rig::{NAME, REGISTRY, Rig, access, access_with, collect, latest, rig};
 use shoal_registry::embedded::{Auth, Fault, Options};
-use shoal_registry::{Config, RegistryConfig, Upstream, UpstreamError};
+use shoal_registry::{Access, Account, Config, RegistryConfig, Upstream, UpstreamError};
 use tempfile::TempDir;
 
 pub(crate) fn tokens_for(user: Option<(&str, &str)>, lifetime_s: u64) -> Options {
@@ -228,5 +231,23 @@ async fn no_password_or_token_reaches_the_log() {
     for secret in token.chain(["s3cret", "s1gned", "wr0ng", "of-the-client", "bWU6czNjcmV0"].map(str::to_owned)) {
         let secret = secret.trim_start_matches("Bearer ").trim_start_matches("Basic ");
         assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_of_a_caller_buys_a_token_for_the_repository_or_is_checked_alone() {
+    for options in [tokens_for(Some(("me", "s3cret")), 300), passwords()] {
+        let rig = rig(options).await;
+        let upstream = rig.upstream();
+        let [good, bad] = ["s3cret", "wrong"].map(|password| {
+            let encoded = STANDARD.encode(format!("{REGISTRY}/me:{password}"));
+            Account::parse(&format!("Basic {encoded}")).unwrap()
+        });
+        let signed_in = upstream.sign_in(&good, Some(&access().repository)).await.unwrap();
+        let access = Access { authorization: signed_in.authorization, ..access() };
+        upstream.authorize(&access, &latest()).await.unwrap();
+        assert!(signed_in.lifetime > Duration::from_secs(60));
+        let refused = upstream.sign_in(&bad, Some(&access.repository)).await.unwrap_err();
+        assert!(matches!(refused, UpstreamError::Unauthorized { .. }), "{refused:?}");
     }
 }
