@@ -224,7 +224,7 @@ async fn the_registry_is_found_as_each_client_names_it() {
         config.registries.insert("docker.io".to_owned(), registry);
     });
     let agent = agent.await;
-    assert_eq!(get(&agent, "/v2/").await.status, 200);
+    assert_eq!(get(&agent, "/v2/").await.header("docker-distribution-api-version"), "registry/2.0");
     for path in [
         "/v2/library/app/manifests/hub".to_owned(),
         "/v2/docker.io/library/app/manifests/hub".to_owned(),

@@ -53,13 +53,16 @@ fn assert_error(answer: &Answer, status: u16, code: &str) {
     assert!(CODES.contains(&code), "{code} is not of the specification");
 }
 
-/// Section "Determining Support": the base path answers 200.
+/// Section "Determining Support": the base path answers 200, or 401 to one who has not said who it is.
 #[tokio::test]
-async fn the_base_path_answers_200() {
+async fn the_base_path_answers_200_once_a_token_was_taken() {
     let (_rig, agent) = plain().await;
     for path in ["/v2/", "/v2"] {
-        let answer = get(&agent, path).await;
-        assert_eq!((answer.status.as_u16(), answer.header("docker-distribution-api-version")), (200, "registry/2.0"));
+        for (headers, status) in [(&[][..], 401), (&[("authorization", "Bearer shoal-anonymous")], 200)] {
+            let answer = send(&agent, Method::GET, path, headers).await;
+            let version = answer.header("docker-distribution-api-version");
+            assert_eq!((answer.status.as_u16(), version), (status, "registry/2.0"));
+        }
     }
 }
 
