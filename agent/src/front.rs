@@ -50,8 +50,8 @@ const SMALL_RANGE_MAX: u64 = 1024 * 1024;
 /// Most media types of an `Accept` header that are passed on.
 const ACCEPT_MAX: usize = 64;
 
-/// Says of a tag that it may have moved (RFC 7234, section 5.5.1).
-const STALE: &str = "110 - \"Response is Stale\"";
+/// Says of a tag that it may have moved; the distribution-spec ("Warnings") knows this code alone.
+const STALE: &str = "299 - \"Response is Stale\"";
 
 /// Answers requests.
 #[derive(Debug)]
