@@ -48,6 +48,9 @@ impl Ladder<'_> {
     /// Works until the store fails the torrent, and says how: the blob can then only be read past the store.
     pub(crate) async fn run(&self) -> TorrentError {
         loop {
+            // A blob that turns out wrong as a whole lacks its pieces again before its torrent says that it is over: whoever
+            // waits for that beside this ladder is let on before it looks again.
+            tokio::task::yield_now().await;
             let changed = self.download.readers_changed();
             let Some(piece) = self.download.needed() else {
                 changed.await;
@@ -112,7 +115,7 @@ impl Ladder<'_> {
             let Some(piece) = next else { return Ok(()) };
             match self.stream_pieces(piece, before).await {
                 // Behind what the node has already, the next gap: a swarm that is still silent is not waited for again.
-                Ok(()) => next = self.download.needed().filter(|_| self.swarm_bytes() == before),
+                Ok(()) => next = self.download.needed().filter(|next| *next > piece && self.swarm_bytes() == before),
                 Err(Failure::Upstream(error)) => break error,
                 Err(Failure::Torrent(error)) => return Err(error),
             }
