@@ -139,8 +139,9 @@ impl Ladder<'_> {
         let (access, digest) = (self.download.access(), self.download.digest());
         let body = tokio::select! {
             biased;
-            body = self.blobs.upstream.blob(&access, &digest, start) => body?,
+            // First: upstream is not asked for what is here.
             Ok(()) = self.torrent.wait_piece(first) => return Ok(()),
+            body = self.blobs.upstream.blob(&access, &digest, start) => body?,
         };
         if body.length != geometry.length() {
             return Err(UpstreamError::Protocol(format!("the blob has {} bytes", body.length)).into());
