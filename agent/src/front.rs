@@ -15,7 +15,7 @@ use shoal_meta::Digest;
 use shoal_registry::path::{self, ns_of};
 use shoal_registry::range::{self, RangeSet};
 use shoal_registry::upstream::Upstream;
-use shoal_registry::{Access, OciCode, OciError, Reference, Repository, Route};
+use shoal_registry::{Access, OciCode, OciError, Reference, Repository, Route, STALE_WARNING};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -49,9 +49,6 @@ const BUFFER_LENGTH_MAX: usize = 64 * 1024;
 const SMALL_RANGE_MAX: u64 = 1024 * 1024;
 /// Most media types of an `Accept` header that are passed on.
 const ACCEPT_MAX: usize = 64;
-
-/// Says of a tag that it may have moved; the distribution-spec ("Warnings") knows this code alone.
-const STALE: &str = "299 - \"Response is Stale\"";
 
 /// Answers requests.
 #[derive(Debug)]
@@ -200,7 +197,7 @@ impl Front {
             .header(header::CONTENT_LENGTH, manifest.length)
             .header(header::ETAG, etag(&manifest.digest));
         if stale {
-            answer = answer.header(header::WARNING, STALE);
+            answer = answer.header(header::WARNING, STALE_WARNING);
         }
         Ok(answer.body(full(manifest.content)).expect(VALID))
     }
@@ -309,9 +306,7 @@ impl Front {
         request: &Request<Incoming>,
     ) -> Result<Response<Body>, OciError> {
         let access = access(repository, request.headers())?;
-        let query: Vec<_> = request.uri().query().unwrap_or_default().split('&').collect();
-        let query: Vec<_> = query.into_iter().filter(|pair| !pair.is_empty() && !pair.starts_with("ns=")).collect();
-        let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
+        let path = path::with_query_of(request.uri(), path);
         let mut document = self.upstream.get(&access, &path, &accepted(request.headers())).await.map_err(told)?;
         path::link_here(&mut document.headers, request.uri());
         let mut response = respond(StatusCode::OK, "application/json")

@@ -5,13 +5,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use anyhow::Result;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -178,12 +176,10 @@ impl Shared {
     }
 }
 
-/// Listens in the node's network and serves each connection on a thread, which inherits that network.
+/// Serves each connection of a port on a thread of its own, in the node's network.
 fn listen(node: &Node, port: u16, shared: &Arc<Shared>, tls: Option<Arc<ServerConfig>>) -> Result<TcpListener> {
-    let (network, shared) = (node.network()?, Arc::clone(shared));
-    let bound = std::thread::spawn(move || -> Result<TcpListener> {
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let shared = Arc::clone(shared);
+    node.listen(port, move |listener| {
         let accepting = listener.try_clone()?;
         std::thread::spawn(move || {
             for stream in accepting.incoming() {
@@ -194,9 +190,7 @@ fn listen(node: &Node, port: u16, shared: &Arc<Shared>, tls: Option<Arc<ServerCo
             }
         });
         Ok(listener)
-    });
-    let bound = bound.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    bound.with_context(|| format!("listen on port {port} of {}", node.name()))
+    })
 }
 
 fn tls_config(identity: &Identity) -> Result<Arc<ServerConfig>> {

@@ -38,19 +38,12 @@ pub struct Bench {
 }
 
 /// The error of a test that cannot run on this machine: it counts as skipped.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Skip(
     /// Why.
     pub String,
 );
-
-impl std::fmt::Display for Skip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Skip {}
 
 impl Bench {
     /// Makes the lab of this test: see [`Lab::new`].

@@ -2,7 +2,8 @@
 //! [`crate::lab`]; starts programs for the modules above.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lab::{BRIDGE, PREFIX, RUN_DIR, in_hub};
 use crate::process::{Process, output, run};
@@ -126,13 +128,29 @@ impl Node {
         Ok(own)
     }
 
-    /// Its network namespace, for a thread that enters it.
+    /// Moves the calling thread into its network, for good. Threads that it starts, and sockets, are there too.
     ///
     /// # Errors
     /// When the node is gone.
-    pub fn network(&self) -> Result<File> {
+    pub fn enter_network(&self) -> Result<()> {
         let path = format!("/run/netns/{PREFIX}{}", self.name);
-        File::open(&path).context(path)
+        let network = File::open(&path).context(path)?;
+        Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
+    }
+
+    /// Listens on a port of it, and hands the listener to a thread in its network.
+    ///
+    /// # Errors
+    /// When the port is taken or the node is gone, or what `then` says.
+    pub fn listen<T: Send>(&self, port: u16, then: impl FnOnce(TcpListener) -> Result<T> + Send) -> Result<T> {
+        let listening = std::thread::scope(|scope| {
+            let listening = scope.spawn(|| {
+                self.enter_network()?;
+                then(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?)
+            });
+            listening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        listening.with_context(|| format!("listen on port {port} of {}", self.name))
     }
 
     /// What /proc says of the process namespace of each of its processes, and of no other.

@@ -107,14 +107,20 @@ impl Registry {
     /// # Errors
     /// When skopeo fails.
     pub fn push(&self, image: &Image, name: &str, tag: &str) -> Result<()> {
+        self.copy(image, &Self::target(name, tag), "--preserve-digests")
+    }
+
+    fn target(name: &str, tag: &str) -> String {
+        format!("docker://127.0.0.1:{PORT}/{name}:{tag}")
+    }
+
+    fn copy(&self, image: &Image, target: &str, flag: &str) -> Result<()> {
         let source = format!("oci:{}:latest", image.dir.display());
-        let target = format!("docker://127.0.0.1:{PORT}/{name}:{tag}");
-        let flags = ["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"];
         let credentials = self.pusher.map_or("--dest-no-creds".to_owned(), |User { name, password, .. }| {
             format!("--dest-creds={name}:{password}")
         });
-        let words = [&flags[..], &[&credentials, &source, &target]].concat();
-        self.node.run("skopeo", &words).context("push an image").map(drop)
+        let words = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", flag, &credentials];
+        self.node.run("skopeo", &[&words[..], &[&source, target]].concat()).context("push an image").map(drop)
     }
 
     /// Its token service.
@@ -130,10 +136,8 @@ impl Registry {
     /// # Errors
     /// When skopeo fails, or leaves the layers as they are.
     pub fn push_zstd(&self, image: &Image, name: &str, tag: &str) -> Result<String> {
-        let source = format!("oci:{}:latest", image.dir.display());
-        let target = format!("docker://127.0.0.1:{PORT}/{name}:{tag}");
-        let flags = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-compress-format=zstd"];
-        self.node.run("skopeo", &[&flags[..], &[&source, &target]].concat()).context("push an image")?;
+        let target = Self::target(name, tag);
+        self.copy(image, &target, "--dest-compress-format=zstd")?;
         let manifest = self.node.run("skopeo", &["inspect", "--raw", "--tls-verify=false", &target])?;
         ensure!(!manifest.contains("tar+gzip"), "a layer is as it was: {manifest}");
         Ok(format!("sha256:{}", hex(Sha256::digest(&manifest).as_slice())))

@@ -52,8 +52,8 @@ pub trait Client: Sync {
     fn run(&self, reference: &str, words: &[&str]) -> Result<Option<String>>;
 }
 
-/// How a pull ended; the better, the greater.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// How a pull ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// Not at all: it was given up after its time.
     Hung,

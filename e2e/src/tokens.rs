@@ -1,15 +1,13 @@
 //! A token service as Docker's "Token Authentication" and "OAuth2" specifications have it, beside a [`crate::registry`] that
 //! trusts its signature. Started by the registry; tests ask it what it gave to whom.
 
-use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
@@ -22,7 +20,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -90,9 +89,10 @@ impl TokenService {
     /// When the keys cannot be made or the port is taken.
     pub fn start(node: &Node, dir: &Path, users: &'static [User]) -> Result<Self> {
         let identity = Identity::make(dir, "tokens.lab")?;
-        let key = from_pem(&fs::read_to_string(&identity.key)?)?;
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key).context("key of the tokens")?;
-        let certificate = STANDARD.encode(from_pem(&fs::read_to_string(&identity.certificate)?)?);
+        let key = PrivatePkcs8KeyDer::from_pem_file(&identity.key)?;
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8_der())
+            .context("key of the tokens")?;
+        let certificate = STANDARD.encode(CertificateDer::from_pem_file(&identity.certificate)?);
         let shared = Arc::new(Shared {
             users,
             key,
@@ -100,7 +100,8 @@ impl TokenService {
             asked: Mutex::default(),
             lifetime_s: Mutex::new(LEEWAY_S + TOLD_LIFETIME_S),
         });
-        let listener = listen(node)?;
+        let listener = node.listen(PORT, Ok)?;
+        listener.set_nonblocking(true)?;
         let stop = CancellationToken::new();
         let (served, stopped) = (Arc::clone(&shared), stop.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -185,18 +186,6 @@ impl Shared {
     }
 }
 
-/// Listens on a port of the node. A socket stays in the network where it was made.
-fn listen(node: &Node) -> Result<TcpListener> {
-    let network = node.network()?;
-    let bound = std::thread::spawn(move || {
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-        TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))
-    });
-    let listener = bound.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("token service")?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("the runtime has a driver");
     while let Ok((stream, _)) = listener.accept().await {
@@ -255,14 +244,6 @@ fn unescaped(text: &str) -> String {
         out.extend(rest.replace('+', " ").into_bytes());
     }
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// The bytes of the first block of a PEM file.
-fn from_pem(text: &str) -> Result<Vec<u8>> {
-    let lines = text.lines().skip_while(|line| !line.starts_with("-----BEGIN")).skip(1);
-    let encoded = lines.take_while(|line| !line.starts_with("-----END")).collect::<String>();
-    ensure!(!encoded.is_empty(), "no PEM block in {text}");
-    Ok(STANDARD.decode(encoded)?)
 }
 
 #[cfg(test)]

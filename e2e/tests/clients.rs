@@ -158,16 +158,9 @@ fn push_kinds(bench: &Bench, upstream: &Registry, plain: Image) -> Result<[Held;
 }
 
 /// The error of a pull for which the agent has given the manifest.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 struct Refused(String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
 
 /// One cell: pulls, and shows that the client has the image, that the image runs, and where it came from. Gives the seconds the
 /// pull took.

@@ -78,8 +78,7 @@ fn clients(bench: &Bench) -> Result<()> {
 
     let plain = [Mirror { registry: HOST.to_owned(), mirror: None }];
     let docker = Docker::start(&docker?, &DockerOptions { insecure: vec![HOST.to_owned()], ..Default::default() })?;
-    let containerd = Containerd::start(&containerd?)?;
-    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[])?;
+    let containerd = Containerd::start_with_mirrors(&containerd?, HOST, &[])?;
     let podman = Podman::new(&podman?, &plain)?;
     let skopeo = Skopeo::new(&skopeo?, &plain)?;
 

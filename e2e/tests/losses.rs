@@ -77,8 +77,7 @@ fn containerd_loses_its_agent(bench: &Bench) -> Result<()> {
     let image = image(bench)?;
     let mut cluster = Cluster::start(bench, Plan::equal(1, RATE), &image, "org/app")?;
     let node = std::sync::Arc::clone(&cluster.agents[0].node);
-    let containerd = Containerd::start(&node)?;
-    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[&format!("http://{FRONT}")])?;
+    let containerd = Containerd::start_with_mirrors(&node, HOST, &[&format!("http://{FRONT}")])?;
     let reference = format!("{HOST}/org/app:1");
     check_disturbed(&[(&containerd, &reference)], &image, || {
         wait_received(&node, &image, 30)?;

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use shoal_e2e::cluster::{Cluster, Plan};
+use shoal_e2e::cluster::{Cluster, Plan, answered};
 use shoal_e2e::harness::{Bench, Test};
 use shoal_e2e::image::{Image, Recipe};
 use shoal_e2e::node::{Link, Node, Rate};
-use shoal_e2e::program::{ADMIN, FRONT};
+use shoal_e2e::program::FRONT;
 use shoal_e2e::registry::{Guard, HOST};
 use shoal_e2e::runtime::{Client, Containerd, Docker, DockerOptions, Mirror, Podman};
 use shoal_e2e::tokens::User;
@@ -164,9 +164,7 @@ fn passwords(bench: &Bench) -> Result<()> {
 }
 
 fn start_containerd(node: &std::sync::Arc<Node>) -> Result<Containerd> {
-    let containerd = Containerd::start(node)?;
-    containerd.set_hosts(HOST, &format!("http://{HOST}"), &[&format!("http://{FRONT}")])?;
-    Ok(containerd)
+    Containerd::start_with_mirrors(node, HOST, &[&format!("http://{FRONT}")])
 }
 
 /// Pulls, and shows that the image came and that the agent gave every blob of it.
@@ -176,7 +174,7 @@ fn pull_through_agent(
     reference: &str,
     pull: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let given = || answered(client.node(), &["\"blob\"", "\"200\""]);
+    let given = || answered(client.node(), "blob", "200");
     let before = given()?;
     pull().with_context(|| format!("{} pulls {reference}", client.node().name()))?;
     let digest = client.digest(reference)?;
@@ -184,14 +182,6 @@ fn pull_through_agent(
     let (given, blobs) = (given()? - before, image.blobs().count() as u64);
     ensure!(given >= blobs, "the agent gave {given} of {blobs} blobs");
     Ok(())
-}
-
-/// How many requests the agent has answered whose labels hold these words.
-fn answered(node: &Node, words: &[&str]) -> Result<u64> {
-    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
-    let lines = metrics.lines().filter(|line| line.starts_with("shoal_agent_requests_total{"));
-    let lines = lines.filter(|line| words.iter().all(|word| line.contains(word)));
-    lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>().context("a counter")).sum()
 }
 
 /// Shows what the agent answers to one with this token who asks for the manifest by tag and by digest, for a layer, a range of

@@ -45,11 +45,8 @@ fn docker_path(bench: &Bench) -> Result<()> {
 fn containerd(bench: &Bench) -> Result<()> {
     let image = bench.image(&Recipe::Realistic)?;
     let cluster = Cluster::start(bench, Plan::equal(3, RATE), &image, "org/app")?;
-    let containerd = start_on_all(&cluster, |agent| {
-        let containerd = Containerd::start(agent)?;
-        containerd.set_hosts(HOST, &format!("http://{HOST}"), &[&format!("http://{FRONT}")])?;
-        Ok(containerd)
-    })?;
+    let mirror = format!("http://{FRONT}");
+    let containerd = start_on_all(&cluster, |agent| Containerd::start_with_mirrors(agent, HOST, &[&mirror]))?;
     check_shared(&cluster, &containerd, &format!("{HOST}/org/app:1"), &image)
 }
 

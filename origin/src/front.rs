@@ -5,7 +5,6 @@
 
 mod server;
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use shoal_meta::Digest;
-use shoal_registry::{Access, OciCode, OciError, RangeSet, Route, Secret, path, range};
+use shoal_registry::{Access, OciCode, OciError, RangeSet, Route, STALE_WARNING, Secret, path, range};
 
 use crate::body::{BOUNDARY, Plan};
 use crate::error::OriginError;
@@ -100,8 +99,7 @@ fn manifest(resolved: Resolved) -> Response<Body> {
     insert(&mut headers, CONTENT_DIGEST, &manifest.digest.to_string());
     insert(&mut headers, header::ETAG, &format!("\"{}\"", manifest.digest));
     if stale {
-        // The only code and agent that the distribution-spec allows (section "Warnings").
-        headers.insert(header::WARNING, HeaderValue::from_static("299 - \"Response is Stale\""));
+        headers.insert(header::WARNING, HeaderValue::from_static(STALE_WARNING));
     }
     let mut response = document(headers, manifest.content);
     response.headers_mut().insert(header::CONTENT_LENGTH, manifest.length.into());
@@ -174,11 +172,7 @@ async fn listing(
     asked: &Uri,
     accept: &[String],
 ) -> Result<Response<Body>, OciError> {
-    let mut path = path.to_owned();
-    let ours = |pair: &&str| !pair.is_empty() && !pair.starts_with("ns=");
-    for (number, pair) in asked.query().unwrap_or_default().split('&').filter(ours).enumerate() {
-        let _ = write!(path, "{}{pair}", if number == 0 { '?' } else { '&' });
-    }
+    let path = path::with_query_of(asked, path);
     let mut listed = rooms.gate.listing(access, &path, accept).await.map_err(|error| error.to_oci_error())?;
     path::link_here(&mut listed.headers, asked);
     Ok(document(listed.headers, listed.content))

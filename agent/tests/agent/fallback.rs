@@ -7,7 +7,7 @@ use shoal_registry::embedded::{Fault, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::{LOCAL, Rig, blob, eventually, get, get_range, manifest, send};
+use crate::rig::{LOCAL, Rig, answered, blob, eventually, get, get_range, manifest, send};
 
 /// Accepts and never says a word. Dropping it ends it.
 async fn black_hole() -> (String, TcpListener) {
@@ -162,16 +162,8 @@ async fn when_upstream_is_back_the_blob_goes_on_where_it_stood() {
     rig.registry.inject("GET /v2/app/blobs/", 2, Fault::Status { status: 500, retry_after: None });
     let cut = get(&agent, &blob(&layer)).await;
     assert!(!cut.whole);
-    let resume = async {
-        loop {
-            let answer = get_range(&agent, &blob(&layer), &format!("bytes={}-", cut.body.len())).await;
-            if answer.status == 206 {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let rest = tokio::time::timeout(crate::rig::DEADLINE, resume).await.unwrap();
+    let (path, range) = (blob(&layer), format!("bytes={}-", cut.body.len()));
+    let rest = answered(async || get_range(&agent, &path, &range).await, |answer| answer.status == 206).await;
     assert!(rest.whole && rest.body == rig.content(&layer)[cut.body.len()..]);
     eventually("the blob is whole", || agent.status().blobs == 1).await;
 }

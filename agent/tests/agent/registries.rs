@@ -5,7 +5,7 @@ use shoal_agent::Running;
 use shoal_registry::embedded::{EmbeddedRegistry, Fault, Options};
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Answer, LOCAL, REGISTRY, Rig, blob, eventually, get, get_range, manifest, send};
+use crate::rig::{Answer, LOCAL, REGISTRY, Rig, answered, blob, eventually, get, get_range, manifest, send};
 
 /// The code and the message of an error.
 fn said(answer: &Answer) -> (u16, String, String) {
@@ -116,16 +116,8 @@ async fn a_mirror_that_gives_wrong_bytes_is_found_out_and_the_blob_comes_from_el
     let layer = rig.image.layers[1];
     let spoilt = get(&agent, &blob(&layer)).await;
     assert!(!spoilt.whole || spoilt.digest() != layer, "{:?}", spoilt.status);
-    let good = async {
-        loop {
-            let answer = get(&agent, &blob(&layer)).await;
-            if answer.whole && answer.digest() == layer {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(crate::rig::DEADLINE, good).await.unwrap();
+    let path = blob(&layer);
+    answered(async || get(&agent, &path).await, |answer| answer.whole && answer.digest() == layer).await;
     eventually("the good copy is kept", || agent.status().blobs == 1).await;
     assert_eq!(rig.sent(&layer).0, 1);
 }

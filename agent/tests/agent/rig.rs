@@ -245,6 +245,20 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(waited.await.is_ok(), "never came true: {what}");
 }
 
+/// Asks again until an answer is good; gives that.
+pub(crate) async fn answered(ask: impl AsyncFn() -> Answer, is_good: impl Fn(&Answer) -> bool) -> Answer {
+    let asking = async {
+        loop {
+            let answer = ask().await;
+            if is_good(&answer) {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, asking).await.expect("no answer was good in time")
+}
+
 /// Gets a document as text.
 pub(crate) async fn fetch(url: &str) -> String {
     let response = client().get(url.parse().unwrap()).await.unwrap();

@@ -2,7 +2,6 @@
 //! with an HTTP front; a system without one is pulled from with containerd.
 
 use std::future::Future;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sha2::{Digest as _, Sha256};
 
 use super::{NAME, TAG};
@@ -93,8 +91,7 @@ fn pull(front: &Front, image: &Image, start: Instant, patience: Duration) -> Res
 
 /// Runs `work` from `start` on, on this thread, in the node's network.
 fn on_node<T>(node: &Node, start: Instant, work: impl Future<Output = T>) -> Result<T> {
-    let network = node.network()?;
-    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).context("enter a node's network")?;
+    node.enter_network()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::sleep(start.saturating_duration_since(Instant::now()));
     Ok(runtime.block_on(work))

@@ -53,6 +53,16 @@ impl Containerd {
         Self::start_without(node, Series::One, &plugins, &node.dir().join("containerd.toml"), certs_d)
     }
 
+    /// Starts containerd, and tells it of a registry without TLS and its mirrors.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`] and [`Containerd::set_hosts`].
+    pub fn start_with_mirrors(node: &Arc<Node>, registry: &str, mirrors: &[&str]) -> Result<Self> {
+        let containerd = Self::start(node)?;
+        containerd.set_hosts(registry, &format!("http://{registry}"), mirrors)?;
+        Ok(containerd)
+    }
+
     /// Starts containerd with its CRI plugin, which is told of the same mirrors.
     ///
     /// # Errors

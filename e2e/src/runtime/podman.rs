@@ -54,10 +54,7 @@ impl Podman {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        let registries_conf = node.dir().join("registries.conf");
-        Mirror::write(mirrors, &registries_conf)?;
-        hide_shared_state(node)?;
-        Ok(Self { node: Arc::clone(node), registries_conf: Some(registries_conf) })
+        Ok(Self { node: Arc::clone(node), registries_conf: Some(configure(node, mirrors)?) })
     }
 
     /// `podman login` at a registry, or at a path in it, without TLS.
@@ -111,10 +108,7 @@ impl Skopeo {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        let registries_conf = node.dir().join("registries.conf");
-        Mirror::write(mirrors, &registries_conf)?;
-        hide_shared_state(node)?;
-        Ok(Self { node: Arc::clone(node), registries_conf })
+        Ok(Self { node: Arc::clone(node), registries_conf: configure(node, mirrors)? })
     }
 
     fn target(&self, reference: &str) -> PathBuf {
@@ -163,10 +157,7 @@ impl Buildah {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        let registries_conf = node.dir().join("registries.conf");
-        Mirror::write(mirrors, &registries_conf)?;
-        hide_shared_state(node)?;
-        Ok(Self { node: Arc::clone(node), registries_conf })
+        Ok(Self { node: Arc::clone(node), registries_conf: configure(node, mirrors)? })
     }
 
     fn buildah(&self, words: &[&str]) -> Result<String> {
@@ -196,6 +187,14 @@ impl Client for Buildah {
         let container = self.buildah(&["from", "--pull-never", reference])?;
         self.buildah(&[&["run", "--isolation", "chroot", container.trim(), "--"], words].concat()).map(Some)
     }
+}
+
+/// Writes a node's registries.conf, and keeps what these programs share on a machine apart.
+fn configure(node: &Node, mirrors: &[Mirror]) -> Result<PathBuf> {
+    let registries_conf = node.dir().join("registries.conf");
+    Mirror::write(mirrors, &registries_conf)?;
+    hide_shared_state(node)?;
+    Ok(registries_conf)
 }
 
 /// Gives a node its own copies of the directories that containers/image and libpod share on a machine.

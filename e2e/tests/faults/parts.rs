@@ -119,16 +119,13 @@ pub(crate) fn containerd(bench: &Bench) -> Result<()> {
     let image = |seed| bench.image(&Recipe::Random { layers_mib: vec![6, 2], seed });
     let mut cluster = Cluster::start(bench, Plan::equal(3, RATE), &image(8_000)?, "fault/plain")?;
     let plain = cluster.add_node("d0", Link::symmetric(RATE))?;
-    let start = |node, mirrors: &[&str]| -> Result<Containerd> {
-        let containerd = Containerd::start(node)?;
-        containerd.set_hosts(HOST, &format!("http://{HOST}"), mirrors)?;
-        Ok(containerd)
-    };
-    let direct = Pull::of(&start(&plain, &[])?, &format!("{HOST}/fault/plain:1"))?;
+    let direct = Containerd::start_with_mirrors(&plain, HOST, &[])?;
+    let direct = Pull::of(&direct, &format!("{HOST}/fault/plain:1"))?;
     ensure!(direct.ended == Ended::Pulled, "the direct pull: {:?}", direct.ended);
     let agent = format!("http://{FRONT}");
     let nodes = cluster.agents.iter().map(|agent| agent.node.clone()).collect::<Vec<_>>();
-    let clients = nodes.iter().map(|node| start(node, &[&agent])).collect::<Result<Vec<_>>>()?;
+    let clients = nodes.iter().map(|node| Containerd::start_with_mirrors(node, HOST, &[&agent]));
+    let clients = clients.collect::<Result<Vec<_>>>()?;
     let mut rows = Vec::new();
     for (seed, cell) in (8_001..).zip(&CELLS) {
         let (cold, sources) = disturbed(&mut cluster, &clients, cell, &image(seed)?, &format!("fault/part{seed}"))?;

@@ -1,7 +1,7 @@
 //! An upstream that is down, silent, slow, cuts, lies, limits or refuses.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -183,22 +183,16 @@ pub(crate) fn containerd(bench: &Bench) -> Result<()> {
     let mut lanes = Vec::new();
     for index in 0..usize::from(LANES) {
         let plain = cluster.add_node(&format!("d{index}"), Link::symmetric(RATE))?;
-        let through = start(&cluster.agents[index].node, &[&agent])?;
-        lanes.push(Lane { index, through, direct: start(&plain, &[])? });
+        let through = Containerd::start_with_mirrors(&cluster.agents[index].node, HOST, &[&agent])?;
+        lanes.push(Lane { index, through, direct: Containerd::start_with_mirrors(&plain, HOST, &[])? });
     }
-    let neighbour = start(&cluster.agents[usize::from(LANES)].node, &[&agent])?;
+    let neighbour = Containerd::start_with_mirrors(&cluster.agents[usize::from(LANES)].node, HOST, &[&agent])?;
     let faulty = cluster.faulty.as_ref().context("the plan says so")?;
     let images = AtomicUsize::new(0);
     let field = Field { bench, cluster: &cluster, faulty, neighbour: &neighbour, registry: HOST, images };
     let rows = all(&field, &lanes, &CELLS, &ALONE)?;
     conclude("containerd", &rows)?;
     check_answer_times(&field, &lanes[0])
-}
-
-fn start(node: &Arc<shoal_e2e::node::Node>, mirrors: &[&str]) -> Result<Containerd> {
-    let containerd = Containerd::start(node)?;
-    containerd.set_hosts(HOST, &format!("http://{HOST}"), mirrors)?;
-    Ok(containerd)
 }
 
 /// Fills the table: first what lanes can meet side by side, then the rest.

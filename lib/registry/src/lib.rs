@@ -35,6 +35,9 @@ pub const MANIFEST_ACCEPT: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
+/// The `Warning` of a tag that may have moved: the one code and agent that the specification allows (section "Warnings").
+pub const STALE_WARNING: &str = "299 - \"Response is Stale\"";
+
 /// The longest manifest, index or listing we take, in bytes: 4 MiB, the limit the specification asks registries to allow.
 pub const MANIFEST_LENGTH_MAX: usize = 4 * 1024 * 1024;
 

@@ -130,6 +130,14 @@ pub fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     Some(percent_decoded(value))
 }
 
+/// A path for upstream with the query of a client's request, but for `ns`, which is for us.
+#[must_use]
+pub fn with_query_of(asked: &Uri, path: &str) -> String {
+    let pairs = asked.query().unwrap_or_default().split('&');
+    let pairs: Vec<_> = pairs.filter(|pair| !pair.is_empty() && !pair.starts_with("ns=")).collect();
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
 /// Makes the `Link` to a listing's next page (RFC 8288) one that a client of ours can follow; it asked for `asked`. Upstream's
 /// own target names the repository as upstream does, and perhaps upstream's host: from here it would lead to another
 /// registry, or past us. A link without a query is none to a page of the same listing, and stays as it is.

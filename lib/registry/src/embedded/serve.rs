@@ -91,8 +91,8 @@ fn route(shared: &Arc<Shared>, request: &Request<Incoming>, fault: Option<&Fault
         Route::Ping => Ok(small(Response::new(Full::from("{}")))),
         Route::Manifest { reference, .. } => manifest(shared, name, reference, head, fault),
         Route::Blob { digest, .. } => blob(shared, request, digest, text(header::RANGE), head, fault),
-        Route::Tags { .. } => tags(shared, name, request.uri().query().unwrap_or_default()),
-        Route::Referrers { digest, .. } => referrers(shared, digest, request.uri().query().unwrap_or_default()),
+        Route::Tags { .. } => tags(shared, name, request.uri().query()),
+        Route::Referrers { digest, .. } => referrers(shared, digest, request.uri().query()),
     }
 }
 
@@ -194,12 +194,12 @@ fn blob(
 }
 
 /// Lists tags after `last`, at most `n` of them (distribution-spec, "Listing Tags").
-fn tags(shared: &Shared, name: &str, query: &str) -> Result<Response<Body>, OciError> {
+fn tags(shared: &Shared, name: &str, query: Option<&str>) -> Result<Response<Body>, OciError> {
     let unknown = || OciError::new(StatusCode::NOT_FOUND, OciCode::NameUnknown, format!("{name} is unknown"));
     let all = shared.content.tags(name).ok_or_else(unknown)?;
-    let last = parameter(query, "last").unwrap_or_default();
-    let most = parameter(query, "n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
-    let after: Vec<_> = all.keys().filter(|tag| tag.as_str() > last).collect();
+    let last = path::parameter(query, "last").unwrap_or_default();
+    let most = path::parameter(query, "n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
+    let after: Vec<_> = all.keys().filter(|tag| **tag > last).collect();
     let page = &after[..most.min(after.len())];
     let mut response = typed("application/json", json!({ "name": name, "tags": page }).to_string());
     if let Some(end) = page.last().filter(|_| page.len() < after.len()) {
@@ -210,22 +210,18 @@ fn tags(shared: &Shared, name: &str, query: &str) -> Result<Response<Body>, OciE
 }
 
 /// Lists what refers to a manifest (distribution-spec, "Listing Referrers").
-fn referrers(shared: &Shared, subject: &Digest, query: &str) -> Result<Response<Body>, OciError> {
+fn referrers(shared: &Shared, subject: &Digest, query: Option<&str>) -> Result<Response<Body>, OciError> {
     let absent = || OciError::new(StatusCode::NOT_FOUND, OciCode::Unsupported, "referrers are not offered");
     let all = shared.content.referrers(subject).ok_or_else(absent)?;
-    let kind = parameter(query, "artifactType");
-    let listed: Vec<_> = all.iter().filter(|one| kind.is_none_or(|kind| one["artifactType"] == kind)).collect();
+    let kind = path::parameter(query, "artifactType");
+    let listed: Vec<_> =
+        all.iter().filter(|one| kind.as_ref().is_none_or(|kind| one["artifactType"] == **kind)).collect();
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": listed });
     let mut response = typed(INDEX_TYPE, index.to_string());
     if kind.is_some() {
         insert(response.headers_mut(), HeaderName::from_static("oci-filters-applied"), "artifactType");
     }
     Ok(small(response))
-}
-
-/// A parameter of a query, as it stands there.
-fn parameter<'a>(query: &'a str, key: &str) -> Option<&'a str> {
-    query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
 }
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";

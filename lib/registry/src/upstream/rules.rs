@@ -1,6 +1,8 @@
 //! Which repositories are served at all: the lists `allow` and `deny`. Asked by the fronts before anything else, and by the
 //! client itself before it goes upstream.
 
+use std::fmt;
+
 use super::{ConfigError, UpstreamError};
 use crate::pattern::Pattern;
 use crate::reference::Repository;
@@ -21,22 +23,27 @@ impl Rules {
 
     /// Lets a repository pass, or names the rule that does not.
     pub(super) fn check(&self, repository: &Repository) -> Result<(), UpstreamError> {
-        if let Some((text, _)) = self.deny.iter().find(|(_, pattern)| pattern.matches(repository)) {
-            return Err(UpstreamError::Excluded { reason: format!("{repository} is in deny, by {text:?}") });
-        }
-        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| pattern.matches(repository)) {
-            return Err(UpstreamError::Excluded { reason: format!("{repository} is not in allow") });
-        }
-        Ok(())
+        let meant = |pattern: &Pattern| pattern.matches(repository);
+        self.judge(repository, meant, meant)
     }
 
     /// Lets a registry pass of which any repository may be served.
     pub(super) fn check_registry(&self, registry: &str) -> Result<(), UpstreamError> {
-        if let Some((text, _)) = self.deny.iter().find(|(_, pattern)| pattern.matches_all_of(registry)) {
-            return Err(UpstreamError::Excluded { reason: format!("{registry} is in deny, by {text:?}") });
+        let (all, some) = (|it: &Pattern| it.matches_all_of(registry), |it: &Pattern| it.matches_some_of(registry));
+        self.judge(registry, all, some)
+    }
+
+    fn judge(
+        &self,
+        what: impl fmt::Display,
+        denies: impl Fn(&Pattern) -> bool,
+        allows: impl Fn(&Pattern) -> bool,
+    ) -> Result<(), UpstreamError> {
+        if let Some((text, _)) = self.deny.iter().find(|(_, pattern)| denies(pattern)) {
+            return Err(UpstreamError::Excluded { reason: format!("{what} is in deny, by {text:?}") });
         }
-        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| pattern.matches_some_of(registry)) {
-            return Err(UpstreamError::Excluded { reason: format!("{registry} is not in allow") });
+        if !self.allow.is_empty() && !self.allow.iter().any(allows) {
+            return Err(UpstreamError::Excluded { reason: format!("{what} is not in allow") });
         }
         Ok(())
     }
