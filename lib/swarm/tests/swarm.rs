@@ -192,16 +192,29 @@ fn pieces_without_a_known_hash_are_not_asked_for() {
     net.run_until("complete", 5, |net| net.is_complete(1));
 }
 
+fn some(net: &Net, pieces: &[u32]) -> Bitfield {
+    let mut out = Bitfield::empty(&net.geometry);
+    pieces.iter().for_each(|&piece| {
+        out.insert(net.geometry.piece(piece).unwrap());
+    });
+    out
+}
+
+/// It is shown the first pieces only, and fetches none of them.
+#[test]
+fn a_super_seeder_gives_a_lone_reader_a_piece_that_it_was_not_shown() {
+    let mut net = Net::new(2, 40);
+    let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::full(&net.geometry)) };
+    net.nodes[0].open(net.now, torrent).unwrap();
+    let torrent = OpenTorrent { wanted: some(&net, &[30]), ..net.torrent(Bitfield::empty(&net.geometry)) };
+    net.nodes[1].open(net.now, torrent).unwrap();
+    net.connect(1, 0);
+    net.run_until("the piece it wants", 5, |net| net.view(1).have == 1);
+}
+
 #[test]
 fn only_wanted_pieces_are_fetched_until_more_are_wanted() {
     let mut net = Net::new(3, 40);
-    let some = |net: &Net, pieces: &[u32]| {
-        let mut out = Bitfield::empty(&net.geometry);
-        pieces.iter().for_each(|&piece| {
-            out.insert(net.geometry.piece(piece).unwrap());
-        });
-        out
-    };
     net.seed(0);
     let torrent = OpenTorrent { wanted: some(&net, &[]), known: 30, ..net.torrent(Bitfield::empty(&net.geometry)) };
     let key = net.nodes[1].open(net.now, torrent).unwrap();

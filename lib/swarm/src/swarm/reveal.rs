@@ -56,14 +56,17 @@ impl Swarm {
     }
 
     /// Ends super-seeding of what is whole at other peers, once that is all there is to spread: from then on the swarm can
-    /// do without us, and before it would ask us for second copies while others wait for a first.
+    /// do without us, and before it would ask us for second copies while others wait for a first. When nothing moves it ends
+    /// for all that is whole here: who fetches nothing of what it was shown may want a piece that it was not.
     fn end_super_seeds(&mut self) {
         let waiting = |torrent: &Torrent| torrent.leechers > 0 && torrent.super_seed.is_some() && !torrent.is_spread();
-        if !self.is_idle() && self.torrents.values().any(waiting) {
+        let idle = self.is_idle();
+        if !idle && self.torrents.values().any(waiting) {
             return;
         }
-        let spread = self.torrents.iter().filter(|(_, torrent)| torrent.super_seed.is_some() && torrent.is_spread());
-        for key in spread.map(|(&key, _)| key).collect::<Vec<_>>() {
+        let over = |torrent: &Torrent| torrent.is_spread() || (idle && torrent.leechers > 0 && !torrent.is_leech());
+        let over = self.torrents.iter().filter(|(_, torrent)| torrent.super_seed.is_some() && over(torrent));
+        for key in over.map(|(&key, _)| key).collect::<Vec<_>>() {
             self.seed_plainly(key);
         }
     }
