@@ -96,9 +96,9 @@ impl<'a> Ask<'a> {
 }
 
 /// An answer, and whether the registry itself gave it.
-struct Answer {
-    response: Response<Incoming>,
-    from_registry: bool,
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    pub(super) from_registry: bool,
 }
 
 impl Upstream {
@@ -140,15 +140,18 @@ impl Upstream {
                 Err(error) => mirror.note(&error),
             }
         }
-        if let Some(left) = self.rests(name) {
-            return Err(UpstreamError::RateLimited { retry_after: Some(left) });
-        }
-        match self.ask_at(&places.registry, ask).await {
-            Ok(response) => take(response).await,
-            Err(error) => {
-                self.heed(name, &error);
-                Err(error)
-            }
+        take(self.unless_it_rests(name, self.ask_at(&places.registry, ask)).await?).await
+    }
+
+    /// Asks a registry itself, unless it is left alone, and heeds what it answers.
+    pub(super) async fn unless_it_rests<T>(
+        &self,
+        registry: &str,
+        asked: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
+        match self.rests(registry) {
+            Some(left) => Err(UpstreamError::RateLimited { retry_after: Some(left) }),
+            None => asked.await.inspect_err(|error| self.heed(registry, error)),
         }
     }
 
@@ -209,7 +212,8 @@ impl Answer {
         self.from_registry && self.response.status() == StatusCode::UNAUTHORIZED
     }
 
-    async fn into_error(self, unknown: OciCode, timing: Timing) -> UpstreamError {
+    /// What a status that is no success means; what is `unknown` if it is 404 and does not say.
+    pub(super) async fn into_error(self, unknown: OciCode, timing: Timing) -> UpstreamError {
         let status = self.response.status();
         let retry_after = retry_after_of(self.response.headers());
         let challenge = challenge_of(self.response.headers());

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::challenge::{self, Challenge};
 use super::credentials::Credential;
 use super::endpoint::{Endpoint, registry_name};
-use super::request::{challenge_of, send};
+use super::request::{Answer, challenge_of, send};
 use super::{Upstream, UpstreamError, retry};
+use crate::error::OciCode;
 use crate::reference::{Repository, is_registry_like, split_registry};
 use crate::secret::Secret;
 
@@ -71,7 +72,8 @@ impl Upstream {
             return Ok(SignedIn { authorization: None, lifetime: LIFETIME_ENDLESS });
         }
         let endpoint = self.0.endpoints.find(&account.registry).registry;
-        let asked = retry(self.0.timing, || self.ping(&endpoint, None)).await?;
+        let ping = |authorization| self.unless_it_rests(&account.registry, self.ping(&endpoint, authorization));
+        let asked = retry(self.0.timing, || ping(None)).await?;
         let Some(challenge) = asked else {
             return Ok(SignedIn { authorization: None, lifetime: LIFETIME_ENDLESS });
         };
@@ -86,7 +88,7 @@ impl Upstream {
                 Ok(SignedIn { authorization: Some(granted.authorization), lifetime })
             }
             Some(Challenge::Basic) => {
-                let again = retry(self.0.timing, || self.ping(&endpoint, Some(&account.authorization))).await?;
+                let again = retry(self.0.timing, || ping(Some(&account.authorization))).await?;
                 match again {
                     None => {
                         Ok(SignedIn { authorization: Some(account.authorization.clone()), lifetime: LIFETIME_ENDLESS })
@@ -107,17 +109,12 @@ impl Upstream {
         }
         let request = request.body(Full::<Bytes>::default()).map_err(|e| UpstreamError::Request(e.to_string()))?;
         let response = send(endpoint.client_for(&uri), request, self.0.timing).await?;
-        let status = response.status();
-        match status {
+        match response.status() {
             StatusCode::UNAUTHORIZED => Ok(Some(challenge_of(response.headers()).unwrap_or_default())),
-            StatusCode::TOO_MANY_REQUESTS => Err(UpstreamError::RateLimited { retry_after: None }),
             status if status.is_success() => Ok(None),
-            status if status.is_server_error() => {
-                Err(UpstreamError::Server { status: status.as_u16(), retry_after: None })
-            }
-            status => {
-                let message = "the registry does not answer /v2/".to_owned();
-                Err(UpstreamError::Refused { status: status.as_u16(), message })
+            _ => {
+                let answer = Answer { response, from_registry: true };
+                Err(answer.into_error(OciCode::Unsupported, self.0.timing).await)
             }
         }
     }

@@ -251,3 +251,16 @@ async fn a_password_of_a_caller_buys_a_token_for_the_repository_or_is_checked_al
         assert!(matches!(refused, UpstreamError::Unauthorized { .. }), "{refused:?}");
     }
 }
+
+#[tokio::test]
+async fn a_registry_that_limits_those_who_sign_in_is_left_alone_too() {
+    let rig = rig(passwords()).await;
+    rig.registry.inject("GET", 1, Fault::Status { status: 429, retry_after: Some(3600) });
+    let upstream = rig.upstream();
+    let account = Account::parse(&format!("Basic {}", STANDARD.encode(format!("{REGISTRY}/me:s3cret")))).unwrap();
+    for _ in 0..2 {
+        let error = upstream.sign_in(&account, None).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::RateLimited { retry_after: Some(_) }), "{error:?}");
+        assert_eq!(rig.registry.requests().len(), 1);
+    }
+}
