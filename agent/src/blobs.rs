@@ -17,7 +17,6 @@ use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, UpstreamError};
 use shoal_store::{Blob, PartialError, Store, WriteError};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -188,12 +187,6 @@ impl Blobs {
         length
     }
 
-    /// The length of a blob that is on its way, if what was asked of it at `asked` is to be cut: see [`Download::cuts`].
-    pub(crate) fn cuts(&self, digest: &Digest, asked: Instant) -> Option<u64> {
-        let download = self.lock().downloads.get(digest).cloned()?;
-        download.cuts(asked).then(|| download.geometry().length())
-    }
-
     /// What goes on with each torrent, for the status page.
     pub(crate) fn downloads(&self) -> Vec<Arc<Download>> {
         let mut downloads: Vec<_> = self.lock().downloads.values().cloned().collect();
@@ -207,11 +200,13 @@ impl Blobs {
         self.tasks.wait().await;
     }
 
+    /// The blob's download, if it is on its way.
+    pub(crate) fn arriving(&self, digest: &Digest) -> Option<Arc<Download>> {
+        self.lock().downloads.get(digest).cloned()
+    }
+
     fn find(&self, digest: &Digest) -> Option<Opened> {
-        if let Some(blob) = self.store.blob(digest) {
-            return Some(Opened::Stored(blob));
-        }
-        self.lock().downloads.get(digest).cloned().map(Opened::Arriving)
+        self.store.blob(digest).map(Opened::Stored).or_else(|| self.arriving(digest).map(Opened::Arriving))
     }
 
     /// Asks for a blob nobody has, once for all who ask with the same access. It goes on when they leave.

@@ -15,7 +15,7 @@ use shoal_registry::{Access, UpstreamError};
 use shoal_store::{ExtendError, Partial, Source};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::origin::{Feed, OriginError, Origins, Update};
@@ -32,6 +32,10 @@ const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
 /// and half of a blob can only be read here, while a whole one is kept and seeded.
 const WHOLE_FROM_ONE_IN: u32 = 4;
 
+/// How long the client of a reader that failed has to leave the others, before the next of them fails.
+const FAIL_STEP: Duration = Duration::from_millis(100);
+/// How long a reader waits at most for those behind it, once every source has failed.
+const FAIL_MAX: Duration = Duration::from_millis(900);
 /// How long after an answer was cut those who come back are refused, so that they go to their next host.
 const REFUSED_AFTER_CUT: Duration = Duration::from_secs(5);
 
@@ -139,13 +143,17 @@ impl Download {
 
     /// Another request was let through: go on with its credentials, which are fresher. Those that upstream has not `checked`
     /// only take the place of such as failed. Gives the reason if every source had failed with these same credentials a
-    /// moment ago.
+    /// moment ago, or an answer was cut for it: whoever comes back then is to go to its next host.
     pub(crate) fn renew(&self, access: &Access, checked: bool) -> Result<(), UpstreamError> {
         let mut current = self.access.lock().expect("nothing panics while it holds this lock");
+        let mut cut = self.cut.lock().expect("nothing panics while it holds this lock");
+        let was_cut = cut.is_some_and(|at| at.elapsed() < REFUSED_AFTER_CUT);
         let failed = self.exhausted.borrow().clone();
+        let failed = failed.or_else(|| was_cut.then(|| UpstreamError::Protocol("an answer was cut".to_owned())));
         if *current != *access && (checked || failed.is_some()) {
             current.clone_from(access);
             self.exhausted.send_replace(None);
+            *cut = None;
             return Ok(());
         }
         failed.map_or(Ok(()), Err)
@@ -345,6 +353,23 @@ impl Download {
         }
     }
 
+    /// Waits for those who read behind a place, which is a piece and a ticket: of the ranges that containerd fetches side by
+    /// side, the first that fails ends the others, and only if it is the one being read does containerd ask again. They end, or
+    /// fail and their client leaves, or do neither for [`FAIL_MAX`].
+    pub(crate) async fn turn_to_fail(&self, place: (u32, u64)) {
+        let deadline = Instant::now() + FAIL_MAX;
+        loop {
+            let changed = self.readers_changed();
+            if !self.lock().at.iter().any(|(ticket, piece)| (*piece, *ticket) < place) {
+                return;
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                return;
+            }
+            sleep(FAIL_STEP).await;
+        }
+    }
+
     /// Begins to read at an offset.
     pub(crate) fn reader(self: &Arc<Self>, from: u64) -> Reader {
         let at = self.geometry().piece_at(from).map_or(0, PieceIndex::get);
@@ -410,9 +435,12 @@ impl Reader {
             torrent.wait_piece(piece).await.map_err(|_| ReadError::Broken)
         };
         let fails = async {
-            match exhausted.wait_for(Option::is_some).await {
-                Ok(error) => error.clone(),
-                Err(_) => None,
+            loop {
+                let error = exhausted.wait_for(Option::is_some).await.ok()?.clone();
+                tokio::select! {
+                    () = download.turn_to_fail((piece.get(), self.ticket)) => return error,
+                    _ = exhausted.wait_for(Option::is_none) => {}
+                }
             }
         };
         tokio::select! {

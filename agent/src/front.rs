@@ -168,7 +168,7 @@ impl Front {
             }
             Route::Blob { repository, digest } => match self.blob(repository, digest, headers, slots).await {
                 Err(error) if error.status == StatusCode::SERVICE_UNAVAILABLE => {
-                    self.cut_part(&digest, headers, asked).ok_or(error)
+                    self.cut_part(&digest, headers, asked).await.ok_or(error)
                 }
                 answered => answered,
             },
@@ -252,15 +252,20 @@ impl Front {
     /// The answer to a later part of a blob that nobody can deliver now: headers, and a body that is cut before its first byte.
     /// containerd from 2.1 on fetches a layer by several open-ended ranges. For one that was cut it comes back, is refused, and goes
     /// on at its next host; one that is refused at first ends the pull. None for any other request.
-    fn cut_part(&self, digest: &Digest, headers: &HeaderMap, asked: Instant) -> Option<Response<Body>> {
+    async fn cut_part(&self, digest: &Digest, headers: &HeaderMap, asked: Instant) -> Option<Response<Body>> {
         let wanted = range_header(headers, digest).filter(|wanted| wanted.trim_end().ends_with('-'))?;
         if wanted.trim_end().ends_with("=0-") {
             return None;
         }
-        let length = self.blobs.cuts(digest, asked)?;
-        let RangeSet::Single(range) = range::parse(wanted, length) else { return None };
+        let download = self.blobs.arriving(digest)?;
+        let geometry = download.geometry();
+        let RangeSet::Single(range) = range::parse(wanted, geometry.length()) else { return None };
+        download.turn_to_fail((geometry.piece_at(range.start)?.get(), u64::MAX)).await;
+        if !download.cuts(asked) {
+            return None;
+        }
         self.counters().bodies_cut.inc();
-        Some(part_headers(digest, &range, length).body(cut()).expect(VALID))
+        Some(part_headers(digest, &range, geometry.length()).body(cut()).expect(VALID))
     }
 
     /// Opens a blob of which a small closed range is wanted, as a lazy snapshotter reads it: only the pieces that the range

@@ -7,7 +7,7 @@ use shoal_registry::embedded::{Fault, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::rig::{LOCAL, Rig, answered, blob, eventually, get, get_range, manifest, send};
+use crate::rig::{LOCAL, Rig, answered, blob, eventually, fetch, fetch_bytes, get, get_range, manifest, send};
 
 /// Accepts and never says a word. Dropping it ends it.
 async fn black_hole() -> (String, TcpListener) {
@@ -214,4 +214,33 @@ async fn what_a_killed_agent_had_is_not_fetched_again() {
     let fetched = rig.sent(&layer).1 - before;
     let lacked = rig.content(&layer).len() as u64 - u64::from(had) * 262_144;
     assert!(fetched <= lacked, "{fetched} bytes fetched, {had} pieces had");
+}
+
+/// One fallback for each gap would cost a stall each.
+#[tokio::test]
+async fn gaps_between_what_a_node_has_are_filled_after_one_fallback() {
+    const PIECE: usize = 256 << 10;
+    let rig = Rig::with_layers(Options::default(), &[32 * PIECE]).await;
+    let (shutdown, layer) = (rig.shutdown.child_token(), rig.image.layers[0]);
+    let origin = rig.origin(shutdown.clone(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    assert!(fetch_bytes(&format!("http://{}{}", origin.http_addr, blob(&layer))).await == rig.content(&layer));
+    let had = || agent.status().torrents.first().map_or(0, |torrent| torrent.have);
+    for (held, piece) in (1..).zip([3, 9, 15, 21, 27]) {
+        let (path, range) = (blob(&layer), format!("bytes={}-{}", piece * PIECE, piece * PIECE + 99));
+        // The first ones may be read past the store.
+        answered(async || get_range(&agent, &path, &range).await, |_| had() == held).await;
+    }
+    shutdown.cancel();
+    origin.stopped().await;
+    let (before, _) = rig.sent(&layer);
+    let answer = get(&agent, &blob(&layer)).await;
+    assert!(answer.whole && answer.digest() == layer);
+    let (gets, _) = rig.sent(&layer);
+    assert_eq!(gets - before, 6, "one for each gap");
+    let metrics = fetch(&format!("http://{}/metrics", agent.admin_addr())).await;
+    let fallbacks = metrics.lines().filter(|line| line.starts_with("shoal_agent_fallbacks_total{"));
+    let fallbacks = fallbacks.filter(|line| !line.contains("small_range"));
+    let fallbacks = fallbacks.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+    assert_eq!(fallbacks, 1);
 }

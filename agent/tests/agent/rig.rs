@@ -261,8 +261,13 @@ pub(crate) async fn answered(ask: impl AsyncFn() -> Answer, is_good: impl Fn(&An
 
 /// Gets a document as text.
 pub(crate) async fn fetch(url: &str) -> String {
+    String::from_utf8(fetch_bytes(url).await.to_vec()).unwrap()
+}
+
+/// Gets a document.
+pub(crate) async fn fetch_bytes(url: &str) -> Bytes {
     let response = client().get(url.parse().unwrap()).await.unwrap();
-    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    response.into_body().collect().await.unwrap().to_bytes()
 }
 
 /// Gets a document as text, with credentials.
