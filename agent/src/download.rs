@@ -15,7 +15,7 @@ use shoal_registry::{Access, UpstreamError};
 use shoal_store::{ExtendError, Partial, Source};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::origin::{Feed, OriginError, Origins, Update};
@@ -32,10 +32,10 @@ const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
 /// and half of a blob can only be read here, while a whole one is kept and seeded.
 const WHOLE_FROM_ONE_IN: u32 = 4;
 
-/// How long the client of a reader that failed has to leave the others, before the next of them fails.
-const FAIL_STEP: Duration = Duration::from_millis(100);
+/// How long a client has to take what was sent, or to leave the others after a reader of its failed, before the next fails.
+const FAIL_STEP: Duration = Duration::from_millis(500);
 /// How long a reader waits at most for those behind it, once every source has failed.
-const FAIL_MAX: Duration = Duration::from_millis(900);
+const FAIL_MAX: Duration = Duration::from_secs(5);
 /// How long after an answer was cut those who come back are refused, so that they go to their next host.
 const REFUSED_AFTER_CUT: Duration = Duration::from_secs(5);
 
@@ -83,14 +83,21 @@ pub(crate) enum Link {
 #[derive(Debug)]
 struct Readers {
     next: u64,
-    /// The piece each reader is at.
-    at: BTreeMap<u64, u32>,
+    /// Each reader by its ticket.
+    all: BTreeMap<u64, Standing>,
     /// A client asked for the blob: it is completed even if the client leaves.
     wanted: bool,
     /// Every piece is fetched, and not only those that small ranges touched.
     whole: bool,
     /// The pieces that small ranges touched.
     touched: Bitfield,
+}
+
+/// Where a reader began, in bytes, and the piece it is at.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    from: u64,
+    at: u32,
 }
 
 /// Why a reader gets no more bytes from here.
@@ -109,7 +116,7 @@ impl Download {
             digest: partial.digest(),
             readers: Mutex::new(Readers {
                 next: 0,
-                at: BTreeMap::new(),
+                all: BTreeMap::new(),
                 wanted: false,
                 whole: false,
                 touched: Bitfield::empty(&partial.geometry()),
@@ -146,14 +153,13 @@ impl Download {
     /// moment ago, or an answer was cut for it: whoever comes back then is to go to its next host.
     pub(crate) fn renew(&self, access: &Access, checked: bool) -> Result<(), UpstreamError> {
         let mut current = self.access.lock().expect("nothing panics while it holds this lock");
-        let mut cut = self.cut.lock().expect("nothing panics while it holds this lock");
-        let was_cut = cut.is_some_and(|at| at.elapsed() < REFUSED_AFTER_CUT);
         let failed = self.exhausted.borrow().clone();
-        let failed = failed.or_else(|| was_cut.then(|| UpstreamError::Protocol("an answer was cut".to_owned())));
+        let refused = self.refuses(Instant::now());
+        let failed = failed.or_else(|| refused.then(|| UpstreamError::Protocol("an answer was cut".to_owned())));
         if *current != *access && (checked || failed.is_some()) {
             current.clone_from(access);
             self.exhausted.send_replace(None);
-            *cut = None;
+            *self.cut.lock().expect("nothing panics while it holds this lock") = None;
             return Ok(());
         }
         failed.map_or(Ok(()), Err)
@@ -229,13 +235,13 @@ impl Download {
             // Small ranges are read when their pieces are here, or past the store.
             return None;
         }
-        let of_readers = readers.at.values().filter_map(|at| have.first_missing(*at)).min();
+        let of_readers = readers.all.values().filter_map(|reader| have.first_missing(reader.at)).min();
         let needed = of_readers.or_else(|| readers.wanted.then(|| have.first_missing(0)).flatten());
         needed.and_then(|index| self.geometry().piece(index))
     }
 
     pub(crate) fn has_readers(&self) -> bool {
-        !self.lock().at.is_empty()
+        !self.lock().all.is_empty()
     }
 
     /// Waits until readers come or leave, from this call on.
@@ -257,12 +263,19 @@ impl Download {
         self.exhausted.send_replace(None);
     }
 
-    /// Tells whether what was asked for at `asked` and cannot be delivered is to be cut: unless the client asked when an answer had
-    /// been cut already, for then it may be the same one, that comes back.
-    pub(crate) fn cuts(&self, asked: Instant) -> bool {
+    /// Tells whether what was asked for at `asked` is refused, as an answer had been cut shortly before: it may be the same client,
+    /// that comes back.
+    pub(crate) fn refuses(&self, asked: Instant) -> bool {
+        let cut = *self.cut.lock().expect("nothing panics while it holds this lock");
+        cut.is_some_and(|at| at < asked && at.elapsed() < REFUSED_AFTER_CUT)
+    }
+
+    /// An answer is cut.
+    pub(crate) fn note_cut(&self) {
         let mut cut = self.cut.lock().expect("nothing panics while it holds this lock");
-        let fresh = cut.filter(|at| at.elapsed() < REFUSED_AFTER_CUT);
-        asked <= *cut.insert(fresh.unwrap_or_else(Instant::now))
+        if cut.is_none_or(|at| at.elapsed() >= REFUSED_AFTER_CUT) {
+            *cut = Some(Instant::now());
+        }
     }
 
     /// Verifies what an earlier run left, joins the swarm, and lets the readers know.
@@ -353,20 +366,17 @@ impl Download {
         }
     }
 
-    /// Waits for those who read behind a place, which is a piece and a ticket: of the ranges that containerd fetches side by
-    /// side, the first that fails ends the others, and only if it is the one being read does containerd ask again. They end, or
-    /// fail and their client leaves, or do neither for [`FAIL_MAX`].
-    pub(crate) async fn turn_to_fail(&self, place: (u32, u64)) {
-        let deadline = Instant::now() + FAIL_MAX;
+    /// Waits for those whose ranges begin before the byte at `from`, until `deadline`: of the ranges that containerd fetches side
+    /// by side, the first that fails ends the others, and only if it is the one being read does containerd ask again. They
+    /// end when their client has what it wants, or fail and it leaves.
+    pub(crate) async fn turn_to_fail(&self, from: u64, deadline: Instant) {
         loop {
+            sleep_until(deadline.min(Instant::now() + FAIL_STEP)).await;
             let changed = self.readers_changed();
-            if !self.lock().at.iter().any(|(ticket, piece)| (*piece, *ticket) < place) {
+            let waits = self.lock().all.values().any(|reader| reader.from < from);
+            if !waits || timeout_at(deadline, changed).await.is_err() {
                 return;
             }
-            if timeout_at(deadline, changed).await.is_err() {
-                return;
-            }
-            sleep(FAIL_STEP).await;
         }
     }
 
@@ -377,11 +387,11 @@ impl Download {
             let mut readers = self.lock();
             readers.next += 1;
             let ticket = readers.next;
-            readers.at.insert(ticket, at);
+            readers.all.insert(ticket, Standing { from, at });
             ticket
         };
         self.readers_changed.notify_waiters();
-        Reader { download: self.clone(), ticket, torrent: None, ready: None }
+        Reader { download: self.clone(), ticket, from, torrent: None, ready: None }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Readers> {
@@ -403,6 +413,8 @@ impl Download {
 pub(crate) struct Reader {
     download: Arc<Download>,
     ticket: u64,
+    /// The byte it began at.
+    from: u64,
     torrent: Option<(Torrent, shoal_peer::Reader, Source)>,
     /// The piece known to be verified.
     ready: Option<PieceIndex>,
@@ -420,8 +432,8 @@ impl Reader {
         }
         let mut exhausted = self.download.exhausted.subscribe();
         let download = self.download.clone();
-        if let Some(at) = download.lock().at.get_mut(&self.ticket) {
-            *at = piece.get();
+        if let Some(reader) = download.lock().all.get_mut(&self.ticket) {
+            reader.at = piece.get();
         }
         let arrives = async {
             if self.torrent.is_none() {
@@ -438,7 +450,7 @@ impl Reader {
             loop {
                 let error = exhausted.wait_for(Option::is_some).await.ok()?.clone();
                 tokio::select! {
-                    () = download.turn_to_fail((piece.get(), self.ticket)) => return error,
+                    () = download.turn_to_fail(self.from, Instant::now() + FAIL_MAX) => return error,
                     _ = exhausted.wait_for(Option::is_none) => {}
                 }
             }
@@ -454,7 +466,7 @@ impl Reader {
 
     /// The answer that this reader is for is cut.
     pub(crate) fn note_cut(&self) {
-        self.download.cuts(Instant::now());
+        self.download.note_cut();
     }
 
     /// Reads the bytes from `offset` on: at least one, at most `slice`, never past `end` or the piece.
@@ -475,7 +487,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.download.lock().at.remove(&self.ticket);
+        self.download.lock().all.remove(&self.ticket);
         self.download.readers_changed.notify_waiters();
     }
 }

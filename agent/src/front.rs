@@ -37,6 +37,8 @@ use crate::sign_in;
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(4_500);
 /// How long after a request its headers may wait for the first byte, so that a failure can still be told as an error.
 const FIRST_BYTE_PATIENCE: Duration = Duration::from_millis(3_500);
+/// How long after a request its failure may wait for its turn.
+const FAILURE_PATIENCE: Duration = Duration::from_millis(4_200);
 /// How long a client may take to send a request's headers, and may keep a connection idle.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an answer under way may take after shutdown began; then it is cut.
@@ -257,13 +259,13 @@ impl Front {
         if wanted.trim_end().ends_with("=0-") {
             return None;
         }
-        let download = self.blobs.arriving(digest)?;
+        let download = self.blobs.arriving(digest).filter(|download| !download.refuses(asked))?;
         let geometry = download.geometry();
         let RangeSet::Single(range) = range::parse(wanted, geometry.length()) else { return None };
-        download.turn_to_fail((geometry.piece_at(range.start)?.get(), u64::MAX)).await;
-        if !download.cuts(asked) {
-            return None;
-        }
+        // Those that begin later wait for this one as well.
+        let _standing = download.reader(range.start);
+        download.turn_to_fail(range.start, asked + FAILURE_PATIENCE).await;
+        download.note_cut();
         self.counters().bodies_cut.inc();
         Some(part_headers(digest, &range, geometry.length()).body(cut()).expect(VALID))
     }
