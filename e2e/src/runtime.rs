@@ -19,6 +19,7 @@ pub use docker::{Docker, Options as DockerOptions};
 pub use podman::{Buildah, Mirror, Podman, Skopeo};
 
 use crate::node::{Node, TIMED_OUT};
+use crate::tokens::User;
 
 /// Something on a node that pulls images.
 pub trait Client: Sync {
@@ -30,6 +31,12 @@ pub trait Client: Sync {
     /// # Errors
     /// When the pull fails, with what the client said.
     fn pull(&self, reference: &str) -> Result<()>;
+
+    /// Pulls as a user who gives this client a password, in the way that it has for that.
+    ///
+    /// # Errors
+    /// When the password is refused or the pull fails, with what the client said.
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()>;
 
     /// Pulls what is no image, as it need not be unpacked.
     ///

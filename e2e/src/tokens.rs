@@ -49,6 +49,14 @@ pub struct User {
     pub repositories: &'static [&'static str],
 }
 
+impl User {
+    /// Both, as `name:password`.
+    #[must_use]
+    pub fn with_password(&self) -> String {
+        format!("{}:{}", self.name, self.password)
+    }
+}
+
 /// A token that was given, or a password that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {

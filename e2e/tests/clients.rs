@@ -11,8 +11,9 @@ use shoal_e2e::harness::{Bench, Skip, Test, free_bytes, note};
 use shoal_e2e::image::{Image, Recipe};
 use shoal_e2e::node::{Link, Node};
 use shoal_e2e::program::FRONT;
-use shoal_e2e::registry::{HOST, Registry};
+use shoal_e2e::registry::{Guard, HOST, Registry};
 use shoal_e2e::runtime::{Buildah, Client, Containerd, Crane, Cri, Docker, DockerOptions, Mirror, Podman, Skopeo};
+use shoal_e2e::tokens::User;
 use shoal_e2e::tools;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,6 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
         name: "every_client_pulls_every_kind_of_image_through_its_agent",
         needs: &["dockerd", "docker", "containerd", "ctr", "podman", "buildah"],
         run: matrix,
+    },
+    Test {
+        name: "every_client_pulls_private_images_through_its_agent_and_none_without_a_password",
+        needs: &["dockerd", "docker", "containerd", "ctr", "podman", "buildah", "htpasswd"],
+        run: private_matrix,
     },
     Test { name: "a_layer_of_five_gibibytes_is_pulled_whole", needs: &["containerd", "ctr"], run: five_gibibytes },
 ];
@@ -71,6 +77,8 @@ struct Made {
     version: String,
     /// What goes before an image's name.
     prefix: String,
+    /// The same of images that it is given a password for, and whose.
+    private: (String, User),
 }
 
 /// Clients that unpack whatever they pull take images only.
@@ -119,6 +127,60 @@ fn matrix(bench: &Bench) -> Result<()> {
     table.iter().for_each(note);
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
+}
+
+/// At an agent, which serves many registries, people sign in with their registry's name.
+const ALICE: User = User { name: "alice", password: "al1ce+%:&", repositories: &["org/app"] };
+const ALICE_AT_AGENT: User = User { name: "registry.lab/alice", ..ALICE };
+
+fn private_matrix(bench: &Bench) -> Result<()> {
+    let image = bench.image(&image(12))?;
+    let columns = [("token", Guard::Tokens(&[ALICE])), ("password", Guard::Passwords(&[ALICE]))];
+    let mut cells = vec![Vec::new(); ROWS.len()];
+    let mut failed = Vec::new();
+    for (column, guard) in columns {
+        let plan = Plan { nodes: u8::try_from(ROWS.len())?, guard, ..fast() };
+        let cluster = Cluster::start(bench, plan, &image, "org/app")?;
+        for ((row, agent), cells) in ROWS.iter().zip(&cluster.agents).zip(&mut cells) {
+            let pulled = (row.make)(&agent.node).and_then(|made| private_pull(&cluster, &made, &image));
+            cells.push(match pulled {
+                Ok(seconds) => format!("{seconds:.1} s"),
+                Err(error) if error.is::<Skip>() => {
+                    bench.skip(1, &format!("{}, {column}", row.what), &error.to_string());
+                    "skipped".to_owned()
+                }
+                Err(error) => {
+                    failed.push(format!("{}, {column}: {error:#}", row.what));
+                    "FAILED".to_owned()
+                }
+            });
+        }
+        cluster.check_fetched_once(&image)?;
+    }
+    note(line("", columns.map(|(column, _)| column.to_owned()), ""));
+    ROWS.iter().zip(cells).for_each(|(row, cells)| note(line(row.what, cells, "")));
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// One cell: nothing comes without a password, and with one all of the image from the agent. Gives the seconds the pull took.
+fn private_pull(cluster: &Cluster, made: &Made, image: &Image) -> Result<f64> {
+    let (client, node) = (&made.client, made.client.node());
+    let (prefix, user) = &made.private;
+    let reference = format!("{prefix}/org/app:1");
+    ensure!(client.pull(&reference).is_err(), "it came without a password");
+    let given = answered(node, "blob", "200")? + answered(node, "blob", "206")?;
+    ensure!(given == 0, "{given} blobs were given to one without a password");
+    // Without a password podman and its kin ask the registry itself as well.
+    let past = node.received_from(cluster.upstream.node())?;
+    let started = Instant::now();
+    client.pull_as(&reference, user)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let digest = client.digest(&reference)?;
+    ensure!(digest == image.digest, "{digest} instead of {}", image.digest);
+    let past = node.received_from(cluster.upstream.node())? - past;
+    ensure!(past < 1 << 20, "{past} bytes came from the upstream itself");
+    Ok(seconds)
 }
 
 fn line(what: &str, cells: impl IntoIterator<Item = String>, version: &str) -> String {
@@ -210,13 +272,20 @@ fn mirrors() -> [Mirror; 1] {
 }
 
 fn made(client: impl Client + 'static, version: String) -> Made {
-    Made { client: Box::new(client), version, prefix: HOST.to_owned() }
+    let private = (HOST.to_owned(), ALICE);
+    Made { client: Box::new(client), version, prefix: HOST.to_owned(), private }
+}
+
+/// It signs in at its mirror.
+fn at_mirror(made: Made) -> Made {
+    Made { private: (HOST.to_owned(), ALICE_AT_AGENT), ..made }
 }
 
 fn docker(node: &Arc<Node>) -> Result<Made> {
     let options = DockerOptions { mirror: Some(format!("http://{FRONT}")), ..Default::default() };
     let docker = Docker::start(node, &options)?;
-    Ok(Made { prefix: "docker.io".to_owned(), ..made(docker, version(node, "dockerd", &["--version"])?) })
+    let private = (format!("localhost:5050/{HOST}"), ALICE_AT_AGENT);
+    Ok(Made { prefix: "docker.io".to_owned(), private, ..made(docker, version(node, "dockerd", &["--version"])?) })
 }
 
 fn containerd(node: &Arc<Node>) -> Result<Made> {
@@ -247,20 +316,21 @@ fn containerd_2_by_cri(node: &Arc<Node>) -> Result<Made> {
 }
 
 fn podman(node: &Arc<Node>) -> Result<Made> {
-    Ok(made(Podman::new(node, &mirrors())?, version(node, "podman", &["--version"])?))
+    Ok(at_mirror(made(Podman::new(node, &mirrors())?, version(node, "podman", &["--version"])?)))
 }
 
 fn skopeo(node: &Arc<Node>) -> Result<Made> {
-    Ok(made(Skopeo::new(node, &mirrors())?, version(node, "skopeo", &["--version"])?))
+    Ok(at_mirror(made(Skopeo::new(node, &mirrors())?, version(node, "skopeo", &["--version"])?)))
 }
 
 fn buildah(node: &Arc<Node>) -> Result<Made> {
-    Ok(made(Buildah::new(node, &mirrors())?, version(node, "buildah", &["--version"])?))
+    Ok(at_mirror(made(Buildah::new(node, &mirrors())?, version(node, "buildah", &["--version"])?)))
 }
 
 fn crane(node: &Arc<Node>) -> Result<Made> {
     let crane = Crane::new(node, tools::find().map_err(Skip)?);
-    Ok(Made { prefix: format!("{FRONT}/{HOST}"), ..made(crane, version(node, &tool("crane")?, &["version"])?) })
+    let (prefix, private) = (format!("{FRONT}/{HOST}"), (format!("{FRONT}/{HOST}"), ALICE_AT_AGENT));
+    Ok(Made { prefix, private, ..made(crane, version(node, &tool("crane")?, &["version"])?) })
 }
 
 /// Room for the image, and for copies of it at the upstream, the origin, the agent and two clients.

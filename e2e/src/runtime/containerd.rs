@@ -183,17 +183,6 @@ impl Containerd {
         command
     }
 
-    /// Pulls an image as a user, whose password `ctr` would give to any host that asks for it.
-    ///
-    /// # Errors
-    /// When the pull fails, with what `ctr` said.
-    pub fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
-        let credentials = format!("{}:{}", user.name, user.password);
-        let hosts = self.certs_d();
-        self.ctr(&["images", "pull", "--user", &credentials, "--hosts-dir", &hosts.to_string_lossy(), reference])
-            .map(drop)
-    }
-
     fn ctr(&self, words: &[&str]) -> Result<String> {
         let mut command = self.command();
         if let Some(ca) = &self.ca {
@@ -255,6 +244,13 @@ impl Client for Containerd {
 
     fn pull(&self, reference: &str) -> Result<()> {
         self.ctr(&["images", "pull", "--hosts-dir", &self.certs_d().to_string_lossy(), reference]).map(drop)
+    }
+
+    /// `ctr` gives the password to any host that asks for it.
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        let (credentials, hosts) = (user.with_password(), self.certs_d());
+        self.ctr(&["images", "pull", "--user", &credentials, "--hosts-dir", &hosts.to_string_lossy(), reference])
+            .map(drop)
     }
 
     fn fetch(&self, reference: &str) -> Result<()> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use super::Client;
 use crate::node::Node;
 use crate::process::output;
+use crate::tokens::User;
 
 /// crane of [`crate::tools`] on a node.
 #[derive(Debug)]
@@ -24,6 +25,12 @@ impl Crane {
         Self { node: Arc::clone(node), program: tools.join("crane") }
     }
 
+    fn crane(&self, words: &[&str]) -> Result<String> {
+        let mut command = self.node.bounded(&self.program.to_string_lossy());
+        command.env("DOCKER_CONFIG", self.node.dir().join("crane-config"));
+        output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
+    }
+
     fn layout(&self, reference: &str) -> PathBuf {
         self.node.dir().join("crane").join(reference.replace(['/', ':'], "_"))
     }
@@ -35,9 +42,15 @@ impl Client for Crane {
     }
 
     fn pull(&self, reference: &str) -> Result<()> {
-        let mut command = self.node.bounded(&self.program.to_string_lossy());
-        command.args(["pull", "--platform", "linux/amd64", "--format", "oci", reference]).arg(self.layout(reference));
-        output(&mut command).map(drop).with_context(|| format!("on {}", self.node.name()))
+        let layout = self.layout(reference);
+        let words = ["pull", "--platform", "linux/amd64", "--format", "oci", reference, &layout.to_string_lossy()];
+        self.crane(&words).map(drop)
+    }
+
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        let (registry, _) = reference.split_once('/').context("a reference that names a registry")?;
+        self.crane(&["auth", "login", "--username", user.name, "--password", user.password, registry])?;
+        self.pull(reference)
     }
 
     fn digest(&self, reference: &str) -> Result<String> {

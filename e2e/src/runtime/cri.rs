@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use super::{Client, Containerd};
 use crate::node::Node;
 use crate::process::output;
+use crate::tokens::User;
 
 /// `crictl` of [`crate::tools`] beside a containerd that has its CRI plugin.
 #[derive(Debug)]
@@ -37,6 +38,11 @@ impl Client for Cri {
 
     fn pull(&self, reference: &str) -> Result<()> {
         self.crictl(&["pull", reference]).map(drop)
+    }
+
+    /// As the kubelet with the pull secret of a Pod.
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        self.crictl(&["pull", "--creds", &user.with_password(), reference]).map(drop)
     }
 
     fn digest(&self, reference: &str) -> Result<String> {

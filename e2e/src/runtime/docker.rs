@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use super::{Bounded, Client};
 use crate::node::Node;
 use crate::process::{Process, output};
+use crate::tokens::User;
 use crate::wait::wait_until;
 
 /// What a test sets of dockerd.
@@ -144,6 +145,12 @@ impl Client for Docker {
 
     fn pull(&self, reference: &str) -> Result<()> {
         self.docker(&["pull", reference]).map(drop)
+    }
+
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        let (registry, _) = reference.split_once('/').context("a reference that names a registry")?;
+        self.login(registry, user.name, user.password)?;
+        self.pull(reference)
     }
 
     fn digest(&self, reference: &str) -> Result<String> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use super::Client;
 use crate::node::Node;
 use crate::process::output;
+use crate::tokens::User;
 
 /// A registry in registries.conf.
 #[derive(Debug, Clone)]
@@ -35,8 +36,8 @@ impl Mirror {
 #[derive(Debug)]
 pub struct Podman {
     node: Arc<Node>,
-    /// Its only registries.conf; without one it reads those of the system.
-    registries_conf: Option<PathBuf>,
+    /// Without one it reads those of the system.
+    configuration: Option<Configuration>,
 }
 
 impl Podman {
@@ -46,7 +47,7 @@ impl Podman {
     /// When its directories cannot be made.
     pub fn installed(node: &Arc<Node>) -> Result<Self> {
         hide_shared_state(node)?;
-        Ok(Self { node: Arc::clone(node), registries_conf: None })
+        Ok(Self { node: Arc::clone(node), configuration: None })
     }
 
     /// Prepares podman on a node.
@@ -54,7 +55,7 @@ impl Podman {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        Ok(Self { node: Arc::clone(node), registries_conf: Some(configure(node, mirrors)?) })
+        Ok(Self { node: Arc::clone(node), configuration: Some(Configuration::write(node, mirrors)?) })
     }
 
     /// `podman login` at a registry, or at a path in it, without TLS.
@@ -62,14 +63,13 @@ impl Podman {
     /// # Errors
     /// When the password is refused, with what it said.
     pub fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
-        let words = ["login", "--tls-verify=false", "--username", user, "--password", password, registry];
-        self.podman(&words).map(drop)
+        self.podman(&login(registry, user, password)).map(drop)
     }
 
     fn podman(&self, words: &[&str]) -> Result<String> {
         let (dir, run_dir) = (self.node.dir().join("podman"), self.node.run_dir());
         let mut command = self.node.bounded("podman");
-        command.envs(self.registries_conf.iter().map(|path| ("CONTAINERS_REGISTRIES_CONF", path)));
+        command.envs(self.configuration.iter().map(|own| ("CONTAINERS_REGISTRIES_CONF", &own.registries_conf)));
         command.arg("--root").arg(dir).arg("--runroot").arg(run_dir.join("podman"));
         command.arg("--tmpdir").arg(run_dir.join("libpod"));
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]);
@@ -86,6 +86,12 @@ impl Client for Podman {
         self.podman(&["pull", "--quiet", reference]).map(drop)
     }
 
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        let at = self.configuration.as_ref().map(|own| own.login_at.as_str()).context("no mirror to sign in at")?;
+        self.login(at, user.name, user.password)?;
+        self.pull(reference)
+    }
+
     fn digest(&self, reference: &str) -> Result<String> {
         Ok(self.podman(&["image", "inspect", "--format", "{{.Digest}}", reference])?.trim().to_owned())
     }
@@ -99,7 +105,7 @@ impl Client for Podman {
 #[derive(Debug)]
 pub struct Skopeo {
     node: Arc<Node>,
-    registries_conf: PathBuf,
+    configuration: Configuration,
 }
 
 impl Skopeo {
@@ -108,7 +114,7 @@ impl Skopeo {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        Ok(Self { node: Arc::clone(node), registries_conf: configure(node, mirrors)? })
+        Ok(Self { node: Arc::clone(node), configuration: Configuration::write(node, mirrors)? })
     }
 
     fn target(&self, reference: &str) -> PathBuf {
@@ -117,7 +123,7 @@ impl Skopeo {
 
     fn skopeo(&self, words: &[&str]) -> Result<String> {
         let mut command = self.node.bounded("skopeo");
-        command.arg("--registries-conf").arg(&self.registries_conf).arg("--insecure-policy").args(words);
+        command.arg("--registries-conf").arg(&self.configuration.registries_conf).arg("--insecure-policy").args(words);
         output(&mut command).with_context(|| format!("on {}", self.node.name()))
     }
 }
@@ -134,6 +140,11 @@ impl Client for Skopeo {
         self.skopeo(&["copy", "--quiet", &format!("docker://{reference}"), &target]).map(drop)
     }
 
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        self.skopeo(&login(&self.configuration.login_at, user.name, user.password))?;
+        self.pull(reference)
+    }
+
     fn digest(&self, reference: &str) -> Result<String> {
         let manifest = self.target(reference).join("manifest.json");
         Ok(self.skopeo(&["manifest-digest", &manifest.to_string_lossy()])?.trim().to_owned())
@@ -148,7 +159,7 @@ impl Client for Skopeo {
 #[derive(Debug)]
 pub struct Buildah {
     node: Arc<Node>,
-    registries_conf: PathBuf,
+    configuration: Configuration,
 }
 
 impl Buildah {
@@ -157,14 +168,14 @@ impl Buildah {
     /// # Errors
     /// When its directories cannot be made.
     pub fn new(node: &Arc<Node>, mirrors: &[Mirror]) -> Result<Self> {
-        Ok(Self { node: Arc::clone(node), registries_conf: configure(node, mirrors)? })
+        Ok(Self { node: Arc::clone(node), configuration: Configuration::write(node, mirrors)? })
     }
 
     fn buildah(&self, words: &[&str]) -> Result<String> {
         let mut command = self.node.bounded("buildah");
         command.arg("--root").arg(self.node.dir().join("buildah"));
         command.arg("--runroot").arg(self.node.run_dir().join("buildah"));
-        command.arg("--registries-conf").arg(&self.registries_conf);
+        command.arg("--registries-conf").arg(&self.configuration.registries_conf);
         output(command.args(words)).with_context(|| format!("on {}", self.node.name()))
     }
 }
@@ -178,6 +189,11 @@ impl Client for Buildah {
         self.buildah(&["pull", "--quiet", reference]).map(drop)
     }
 
+    fn pull_as(&self, reference: &str, user: &User) -> Result<()> {
+        self.buildah(&login(&self.configuration.login_at, user.name, user.password))?;
+        self.pull(reference)
+    }
+
     fn digest(&self, reference: &str) -> Result<String> {
         let digest = self.buildah(&["inspect", "--type", "image", "--format", "{{.FromImageDigest}}", reference])?;
         Ok(digest.trim().to_owned())
@@ -189,12 +205,29 @@ impl Client for Buildah {
     }
 }
 
-/// Writes a node's registries.conf, and keeps what these programs share on a machine apart.
-fn configure(node: &Node, mirrors: &[Mirror]) -> Result<PathBuf> {
-    let registries_conf = node.dir().join("registries.conf");
-    Mirror::write(mirrors, &registries_conf)?;
-    hide_shared_state(node)?;
-    Ok(registries_conf)
+/// What a node's program is told of registries.
+#[derive(Debug)]
+struct Configuration {
+    /// The only one it reads.
+    registries_conf: PathBuf,
+    /// Where users sign in: at the first mirror, or else its registry.
+    login_at: String,
+}
+
+impl Configuration {
+    /// Writes it, and keeps what these programs share on a machine apart.
+    fn write(node: &Node, mirrors: &[Mirror]) -> Result<Self> {
+        let registries_conf = node.dir().join("registries.conf");
+        Mirror::write(mirrors, &registries_conf)?;
+        hide_shared_state(node)?;
+        let login_at = mirrors.first().map(|first| first.mirror.as_ref().unwrap_or(&first.registry).clone());
+        Ok(Self { registries_conf, login_at: login_at.unwrap_or_default() })
+    }
+}
+
+/// The words that sign a user in without TLS.
+fn login<'a>(registry: &'a str, user: &'a str, password: &'a str) -> [&'a str; 7] {
+    ["login", "--tls-verify=false", "--username", user, "--password", password, registry]
 }
 
 /// Gives a node its own copies of the directories that containers/image and libpod share on a machine.
