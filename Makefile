@@ -1,5 +1,5 @@
 # The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
-.PHONY: demo test check unit e2e bench micro clean
+.PHONY: demo test check unit e2e bench micro image chart clean
 
 CARGO ?= cargo
 
@@ -34,6 +34,21 @@ bench:
 micro:
 	$(CARGO) run --release --quiet -p shoal-e2e --bin micro -- $(ARGS)
 	$(CARGO) run --release --quiet -p shoal-tracker --example announce_rate
+
+# The container image, for this machine's architecture, from a static program. Needs musl-tools and buildah.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= localhost/shoal:$(VERSION)
+STATIC := $(shell uname -m)-unknown-linux-musl
+image:
+	rustup target add $(STATIC)
+	$(CARGO) build --release --locked --target $(STATIC) --bin shoal
+	mkdir -p target/image
+	strip -o target/image/shoal target/$(STATIC)/release/shoal
+	buildah build --timestamp 0 --tag $(IMAGE) --file Dockerfile target/image
+
+# The chart with its defaults, with everything on and with every example of its README. Needs helm; kubeconform where it is.
+chart:
+	charts/check.sh
 
 clean:
 	$(CARGO) clean
