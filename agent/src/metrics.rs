@@ -50,13 +50,16 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn new(metrics: &shoal_kit::Metrics) -> Self {
         let served = metrics.counter_vec("served_bytes_total", "Bytes sent to clients, by where they were.", &["from"]);
+        let torrents_failed = metrics.counter_vec("torrents_failed_total", "Torrents given up.", &["cause"]);
+        // Alerts ask whether it grows, which the first failure shows only if there was a zero before.
+        torrents_failed.with_label_values(&["disk"]);
         Self {
             requests: metrics.counter_vec("requests_total", "Requests answered.", &["route", "status"]),
             served_local: served.with_label_values(&["local"]),
             served_arriving: served.with_label_values(&["arriving"]),
             upstream_bytes: metrics.counter("upstream_bytes_total", "Bytes that came from upstream directly."),
             fallbacks: metrics.counter_vec("fallbacks_total", "Times upstream was asked directly.", &["reason"]),
-            torrents_failed: metrics.counter_vec("torrents_failed_total", "Torrents given up.", &["cause"]),
+            torrents_failed,
             bodies_cut: metrics.counter("bodies_cut_total", "Bodies cut short because every source failed."),
             connections: metrics.gauge("connections", "Connections of clients."),
         }
