@@ -102,14 +102,18 @@ nodeAffinity:
 
 {{/* Replicas of a part on different nodes and in different zones, where there are several: (list . "origin"). */}}
 {{- define "shoal.spread" -}}
-topologySpreadConstraints:
 {{- $selector := include "shoal.selector" . }}
-{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
-  - maxSkew: 1
-    topologyKey: {{ . }}
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels:
-        {{- $selector | nindent 8 }}
-{{- end }}
+affinity:
+  podAntiAffinity:
+    # No topologySpreadConstraints: of several that may be broken, the scheduler heeds none on nodes without the label of one,
+    # as nodes without zones are.
+    preferredDuringSchedulingIgnoredDuringExecution:
+      {{- range $key, $weight := dict "kubernetes.io/hostname" 100 "topology.kubernetes.io/zone" 50 }}
+      - weight: {{ $weight }}
+        podAffinityTerm:
+          topologyKey: {{ $key }}
+          labelSelector:
+            matchLabels:
+              {{- $selector | nindent 14 }}
+      {{- end }}
 {{- end -}}
