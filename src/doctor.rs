@@ -3,7 +3,7 @@
 //! [`runtimes`] looks at the files and daemons of the runtimes, [`agent`] asks the agent over HTTP. Nothing is changed.
 
 mod agent;
-mod http;
+pub(crate) mod http;
 mod runtimes;
 
 use std::path::PathBuf;
@@ -75,12 +75,11 @@ impl Check {
 /// When the node cannot be looked at.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let root = Root::new(&args.root)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("async runtime")?;
-    let checks = runtime.block_on(async {
+    let checks = crate::block_on(async {
         let mut checks = runtimes::check(&root, &args.mirror).await;
         checks.extend(agent::check(&root, &args.mirror, &args.admin).await);
         checks
-    });
+    })?;
     if args.json {
         say(serde_json::to_string_pretty(&checks)?);
     } else {

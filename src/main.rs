@@ -8,6 +8,7 @@ mod simulate;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use shoal_kit::telemetry::{self, LogFormat};
 
@@ -66,6 +67,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sim(args) => simulate::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs something on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("async runtime")?.block_on(future))
 }
 
 /// Prints what went wrong, causes and all, once.

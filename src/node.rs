@@ -1,7 +1,8 @@
-//! `shoal node configure`: tells the runtimes of a node to ask the agent first, and puts everything back.
+//! `shoal node`: tells the runtimes of a node to ask the agent first, and puts everything back.
 //!
-//! Each runtime has a module that says what its files should be ([`state::Wanted`]); [`state`] writes and restores them.
-//! It runs as root on the node, or in a container that has the node's root mounted.
+//! Each runtime has a module that says what its files should be ([`state::Wanted`]); [`state`] writes and restores them, once
+//! or, as [`watch`] does, whenever the agent comes and goes. It runs as root on the node, or in a container that has the node's
+//! root mounted.
 
 pub(crate) mod containerd;
 pub(crate) mod containers;
@@ -11,12 +12,15 @@ mod fixed;
 pub(crate) mod mirror;
 pub(crate) mod root;
 pub(crate) mod state;
+mod store;
+mod watch;
 
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use shoal_kit::{HumanDuration, shutdown};
 
 use mirror::Mirror;
 use root::Root;
@@ -33,19 +37,39 @@ pub(crate) struct Args {
 enum Command {
     /// Tell this node's runtimes to ask the agent first; run again, it changes nothing.
     Configure(ConfigureArgs),
+    /// Tell them so for as long as the agent answers, and put everything back while it does not, and at the end.
+    Watch(WishArgs),
+    /// Wait until a `DaemonSet` of this pod's namespace is ready on every node that it wants.
+    Await(AwaitArgs),
 }
 
 #[derive(ClapArgs)]
 struct ConfigureArgs {
-    /// The node's root directory, such as /host in a container.
-    #[arg(long, default_value = "/", value_name = "DIR")]
-    root: PathBuf,
+    #[command(flatten)]
+    wish: WishArgs,
     /// Put back all that was written, byte for byte.
-    #[arg(long, conflicts_with_all = ["registries", "mirror", "runtimes", "set_config_path"])]
+    #[arg(long, conflicts_with_all = ["registries", "mirror", "runtimes", "set_config_path", "own_store"])]
     remove: bool,
+    /// Delete the agent's store too.
+    #[arg(long, requires = "remove", conflicts_with = "dry_run")]
+    purge: bool,
     /// Show what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Make the agent's store belong to this user, for an agent that does not run as root.
+    #[arg(long, value_name = "UID", conflicts_with = "dry_run")]
+    own_store: Option<u32>,
+    /// When done, stay until told to end.
+    #[arg(long)]
+    hold: bool,
+}
+
+/// What is wanted of which node.
+#[derive(ClapArgs)]
+struct WishArgs {
+    /// The node's root directory, such as /host in a container.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    root: PathBuf,
     /// A registry to mirror, such as ghcr.io; may be repeated. Default: all; for CRI-O and podman, the well-known ones.
     #[arg(long = "registry", value_name = "HOST", value_parser = mirror::registry)]
     registries: Vec<String>,
@@ -58,6 +82,15 @@ struct ConfigureArgs {
     /// Set containerd's config_path where it is unset; containerd has to be restarted then.
     #[arg(long)]
     set_config_path: bool,
+}
+
+#[derive(ClapArgs)]
+struct AwaitArgs {
+    /// Its name.
+    daemon_set: String,
+    /// How long to wait, such as 2m.
+    #[arg(long, default_value = "2m", value_name = "DURATION")]
+    timeout: HumanDuration,
 }
 
 /// A runtime that can have mirrors.
@@ -74,34 +107,64 @@ pub(crate) enum Runtime {
 /// # Errors
 /// When nothing could be configured, or a file not be read or written.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let Command::Configure(args) = args.command;
-    let root = Root::new(&args.root)?;
-    let node = if args.dry_run { Node::open(root)? } else { Node::open_to_change(root)? };
-    let wanted = if args.remove { Ok(Wanted::default()) } else { want(&node, &args) };
+    match args.command {
+        Command::Configure(args) => configure(&args),
+        Command::Watch(wish) => watch::run(&wish),
+        Command::Await(args) => {
+            let ready = shoal_kube::await_daemon_set(&args.daemon_set, args.timeout.get());
+            Ok(crate::block_on(ready)??)
+        }
+    }
+}
+
+fn configure(args: &ConfigureArgs) -> Result<()> {
+    if args.dry_run {
+        show(&args.wish, args.remove)?;
+    } else {
+        change(&args.wish, args.remove)?;
+    }
+    if let Some(user) = args.own_store {
+        store::own(&Root::new(&args.wish.root)?, user)?;
+    }
+    if args.purge {
+        store::purge(&Root::new(&args.wish.root)?)?;
+    }
+    if args.hold {
+        crate::block_on(async { anyhow::Ok(shutdown::on_signal()?.cancelled_owned().await) })??;
+    }
+    Ok(())
+}
+
+/// Shows what would change.
+fn show(wish: &WishArgs, remove: bool) -> Result<()> {
+    let node = Node::open(Root::new(&wish.root)?)?;
+    let wanted = if remove { Wanted::default() } else { want(&node, wish)? };
+    let plan = node.plan(&wanted.files)?;
+    for change in &plan.changes {
+        let path = change.path.display().to_string();
+        say(diff::diff(&path, change.from.as_deref(), change.to.as_deref()).trim_end());
+    }
+    tell(&plan, &wanted, &[]);
+    Ok(())
+}
+
+/// Makes the node's files as wished, or as they were, and says what was done.
+fn change(wish: &WishArgs, remove: bool) -> Result<()> {
+    let node = Node::open_to_change(Root::new(&wish.root)?)?;
+    let wanted = if remove { Ok(Wanted::default()) } else { want(&node, wish) };
     let planned = wanted.and_then(|wanted| Ok((node.plan(&wanted.files)?, wanted)));
     // A refusal leaves no trace of the directory that was locked.
     let (plan, wanted) = planned.or_else(|error| node.forget_unused().and(Err(error)))?;
-    if args.dry_run {
-        for change in &plan.changes {
-            let path = change.path.display().to_string();
-            say(diff::diff(&path, change.from.as_deref(), change.to.as_deref()).trim_end());
-        }
-        tell(&plan, &wanted, &[]);
-    } else {
-        let kept = node.apply(&plan)?;
-        for change in &plan.changes {
-            let done = match (&change.to, change.restores) {
-                (None, _) => "removed",
-                (Some(_), true) => "restored",
-                (Some(_), false) => "wrote",
-            };
-            say(format!("{done} {}", change.path.display()));
-        }
-        tell(&plan, &wanted, &kept);
+    let kept = node.apply(&plan)?;
+    for change in &plan.changes {
+        let done = match (&change.to, change.restores) {
+            (None, _) => "removed",
+            (Some(_), true) => "restored",
+            (Some(_), false) => "wrote",
+        };
+        say(format!("{done} {}", change.path.display()));
     }
-    if plan.changes.is_empty() {
-        say("nothing to change");
-    }
+    tell(&plan, &wanted, &kept);
     Ok(())
 }
 
@@ -116,18 +179,18 @@ pub(crate) fn detect(root: &Root) -> Vec<Runtime> {
     Runtime::value_variants().iter().copied().filter(found).collect()
 }
 
-fn want(node: &Node, args: &ConfigureArgs) -> Result<Wanted> {
-    if let Some(snippet) = fixed::snippet(node.root(), &args.mirror)? {
+fn want(node: &Node, wish: &WishArgs) -> Result<Wanted> {
+    if let Some(snippet) = fixed::snippet(node.root(), &wish.mirror)? {
         bail!("{snippet}");
     }
-    let runtimes = if args.runtimes.is_empty() { detect(node.root()) } else { args.runtimes.clone() };
+    let runtimes = if wish.runtimes.is_empty() { detect(node.root()) } else { wish.runtimes.clone() };
     if runtimes.is_empty() {
-        let root = args.root.display();
+        let root = wish.root.display();
         bail!(
             "no containerd, docker, crio or podman is found under {root}: give the node's root with --root, or name one with --runtime"
         );
     }
-    let (registries, mirror) = (&args.registries, &args.mirror);
+    let (registries, mirror) = (&wish.registries, &wish.mirror);
     let mut all = Wanted::default();
     for runtime in runtimes {
         let wanted = match runtime {
@@ -136,7 +199,7 @@ fn want(node: &Node, args: &ConfigureArgs) -> Result<Wanted> {
                 if found.is_empty() {
                     found.push(containerd::plain());
                 }
-                let each = found.iter().map(|one| one.want(node, registries, mirror, args.set_config_path));
+                let each = found.iter().map(|one| one.want(node, registries, mirror, wish.set_config_path));
                 each.collect::<Result<Vec<_>>>()?
             }
             Runtime::Docker => vec![docker::want(node, registries, mirror)?],
@@ -170,6 +233,9 @@ fn tell(plan: &Plan, wanted: &Wanted, kept: &[PathBuf]) {
     let after = after.map(str::to_owned);
     let todo = wanted.todo.iter().cloned().chain(after);
     todo.for_each(|todo| say(format!("to do: {}", todo.replace('\n', "\n       "))));
+    if plan.changes.is_empty() {
+        say("nothing to change");
+    }
 }
 
 /// Prints a line of the answer. Whoever reads it may leave early, as `head` does.

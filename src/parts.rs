@@ -29,7 +29,7 @@ struct PeerArgs {
     /// The address peers are told to dial.
     #[arg(long, env = "SHOAL_PEER_ADVERTISE")]
     peer_advertise: Option<SocketAddr>,
-    /// A tracker, as http://host:port; may be repeated.
+    /// A tracker, as http://host:port, or as kubernetes:///service[.namespace]:port; may be repeated.
     #[arg(long = "tracker", env = "SHOAL_TRACKERS", value_delimiter = ',')]
     trackers: Option<Vec<String>>,
     /// The directory blobs are kept in.
@@ -38,6 +38,9 @@ struct PeerArgs {
     /// Most bytes of blobs kept, such as 50GiB.
     #[arg(long, env = "SHOAL_STORE_MAX")]
     store_max: Option<ByteSize>,
+    /// The Kubernetes node it runs on, whose labels name its zone and rack.
+    #[arg(long, env = "SHOAL_NODE_NAME")]
+    node_name: Option<String>,
     /// The failure zone it stands in.
     #[arg(long, env = "SHOAL_ZONE")]
     zone: Option<String>,
@@ -62,7 +65,7 @@ pub(crate) struct AgentArgs {
     listen: Option<SocketAddr>,
     #[command(flatten)]
     peer: PeerArgs,
-    /// An origin, as http://host:port; may be repeated.
+    /// An origin, as http://host:port, or as kubernetes:///service[.namespace]:port; may be repeated.
     #[arg(long = "origin", env = "SHOAL_ORIGINS", value_delimiter = ',')]
     origins: Option<Vec<String>>,
 }
@@ -96,7 +99,7 @@ pub(crate) struct TrackerArgs {
 macro_rules! overlay {
     ($config:ident, part $args:expr) => { overlay!($config, $args, admin_listen) };
     ($config:ident, peer $args:expr) => {
-        overlay!($config, $args, peer_listen peer_advertise trackers store store_max zone upload_rate download_rate background)
+        overlay!($config, $args, peer_listen peer_advertise trackers store store_max node_name zone upload_rate download_rate background)
     };
     ($config:ident, $args:expr, $($key:ident)+) => {
         $(if let Some(value) = $args.$key {

@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. Arrows point one way; parts never know parts.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("shoal-meta", &[]),
     ("shoal-proto", &["meta"]),
     ("shoal-swarm", &["meta", "proto"]),
     ("shoal-store", &["meta"]),
     ("shoal-registry", &["meta"]),
     ("shoal-kit", &[]),
+    ("shoal-kube", &["meta", "kit"]),
     ("shoal-peer", &["meta", "proto", "swarm", "store"]),
     ("shoal-tracker", &["meta", "proto", "kit"]),
-    ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit"]),
-    ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit"]),
+    ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
+    ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
     ("shoal-sim", &["meta", "swarm"]),
     ("shoal-e2e", &["meta", "swarm", "store", "peer"]),
-    ("shoal", &["meta", "kit", "registry", "agent", "origin", "tracker", "sim"]),
+    ("shoal", &["meta", "kit", "kube", "registry", "agent", "origin", "tracker", "sim"]),
 ];
 
 /// A file longer than this fails.

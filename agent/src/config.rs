@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
+use shoal_kube::{Place, RACK_LABEL};
 use shoal_meta::Topology;
 use shoal_registry::{PrivateImages, RegistryConfig};
 
@@ -20,15 +21,22 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Where peers connect. Default `0.0.0.0:5051`.
     pub peer_listen: SocketAddr,
-    /// The address peers are told to dial; needed when `peer_listen` names no address. Default: `peer_listen`'s.
+    /// The address peers are told to dial. Default: `peer_listen`'s; if it names no address, that of the Kubernetes node
+    /// `node_name`, or of the default route.
     pub peer_advertise: Option<SocketAddr>,
-    /// The node's failure zone, as in `topology.kubernetes.io/zone`. Default: unknown.
+    /// The Kubernetes node the agent runs on. Its zone, its rack and the address that peers dial are read from it, unless they
+    /// are given here. Default: none.
+    pub node_name: Option<String>,
+    /// The node's failure zone. Default: the node's label `topology.kubernetes.io/zone`, or unknown.
     pub zone: String,
-    /// The node's rack inside the zone. Default: unknown.
+    /// The node's rack inside the zone. Default: the node's label `rack_label`, or unknown.
     pub rack: String,
-    /// Origins, as `http://host:port`. Default: none; then every blob comes from upstream.
+    /// The label of Kubernetes nodes that names their rack. Default `topology.kubernetes.io/rack`.
+    pub rack_label: String,
+    /// Origins, as `http://host:port`, or as `kubernetes:///service[.namespace]:port`, which are the ready pods of a Service.
+    /// Default: none; then every blob comes from upstream.
     pub origins: Vec<String>,
-    /// Trackers, as `http://host:port`. Default: none; then peers are known from origins and each other only.
+    /// Trackers, as `origins`. Default: none; then peers are known from origins and each other only.
     pub trackers: Vec<String>,
     /// The directory of the store. Default `/var/lib/shoal/agent`.
     pub store: PathBuf,
@@ -72,8 +80,10 @@ impl Default for Config {
             admin_listen: SocketAddr::from(([0, 0, 0, 0], 5052)),
             peer_listen: SocketAddr::from(([0, 0, 0, 0], 5051)),
             peer_advertise: None,
+            node_name: None,
             zone: String::new(),
             rack: String::new(),
+            rack_label: RACK_LABEL.to_owned(),
             origins: Vec::new(),
             trackers: Vec::new(),
             store: PathBuf::from("/var/lib/shoal/agent"),
@@ -111,8 +121,17 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn topology(&self) -> Topology {
-        Topology { zone: self.zone.clone(), rack: self.rack.clone() }
+    /// Where the node stands, and what peers are told to dial: as given, and for the rest as Kubernetes knows its node.
+    pub(crate) async fn place(&self) -> (Topology, Option<SocketAddr>) {
+        let Place { topology, address } = match &self.node_name {
+            Some(node) => shoal_kube::place_of(node, &self.rack_label).await,
+            None => Place::default(),
+        };
+        let port = self.peer_listen.port();
+        // Another address listened on is what others dial, and a port that is not known yet is no use.
+        let address = address.filter(|_| self.peer_listen.ip().is_unspecified() && port != 0);
+        let topology_given = Topology { zone: self.zone.clone(), rack: self.rack.clone() };
+        (topology_given.or(topology), self.peer_advertise.or(address.map(|ip| SocketAddr::new(ip, port))))
     }
 }
 

@@ -29,12 +29,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{Admin, AdminParts, Metrics, serve_admin};
-use shoal_meta::{PeerInfo, Role};
+use shoal_meta::{PeerInfo, Role, Server};
 use shoal_peer::Node;
 use shoal_registry::Timing;
 use shoal_registry::upstream::{self, Upstream};
 use shoal_store::{Budget, Store};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         offline: config.offline,
         timing: UPSTREAM_TIMING,
     })?;
-    let origins = Arc::new(Origins::new(&config.origins, upstream.clone())?);
+    let origins = shoal_kube::servers("origins", &config.origins, shutdown.clone())?;
+    let trackers = shoal_kube::servers("trackers", &config.trackers, shutdown.clone())?;
+    let origins = Arc::new(Origins::new(origins, upstream.clone())?);
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {} for runtimes (config key `listen`)", config.listen))?;
@@ -96,7 +99,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let store = Store::open(shoal_store::Config { root: config.store.clone(), budget })
         .await
         .context("cannot open the store (config key `store`)")?;
-    let node = Node::start(node_config(&config), store.clone(), shutdown.clone()).await?;
+    let node = Node::start(node_config(&config, trackers).await, store.clone(), shutdown.clone()).await?;
 
     let metrics = Metrics::new("agent");
     let stall_timeout = config.stall_timeout.get();
@@ -179,16 +182,17 @@ impl Watch {
     }
 }
 
-fn node_config(config: &Config) -> shoal_peer::Config {
+async fn node_config(config: &Config, trackers: watch::Receiver<Vec<Server>>) -> shoal_peer::Config {
+    let (topology, advertise) = config.place().await;
     shoal_peer::Config {
         listen: config.peer_listen,
-        advertise: config.peer_advertise,
+        advertise,
         role: Role::Agent,
-        topology: config.topology(),
+        topology,
         upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
         background: config.background,
-        trackers: config.trackers.clone(),
+        trackers,
         swarm: shoal_swarm::Config::default(),
     }
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use prost::Message as _;
 use shoal_kit::Rejected;
-use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, rendezvous_order};
+use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, Server, rendezvous_order};
 use shoal_proto::UPSTREAM_ERROR_METADATA;
 use shoal_proto::origin::v1::metainfo_update::Update as Wire;
 use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
 use shoal_registry::upstream::{ErrorParts, Upstream};
 use shoal_registry::{Access, MANIFEST_LENGTH_MAX, Reference, UpstreamError};
+use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -66,16 +67,22 @@ pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
     }
 }
 
-/// The origins of the cluster; perhaps none.
+/// The origins of the cluster, as they come and go; perhaps none.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    endpoints: Vec<Arc<Endpoint>>,
+    known: Mutex<Known>,
     upstream: Upstream,
 }
 
 #[derive(Debug)]
+struct Known {
+    servers: watch::Receiver<Vec<Server>>,
+    endpoints: Vec<Arc<Endpoint>>,
+}
+
+#[derive(Debug)]
 struct Endpoint {
-    url: String,
+    server: Server,
     client: OriginClient<Channel>,
     health: Mutex<Health>,
 }
@@ -124,32 +131,35 @@ impl Origins {
     ///
     /// # Errors
     /// When an address is not `http://host:port`.
-    pub(crate) fn new(urls: &[String], upstream: Upstream) -> Result<Self, Rejected> {
-        let endpoints = urls.iter().map(|url| {
-            let endpoint = tonic::transport::Endpoint::from_shared(url.clone())
-                .ok()
-                .filter(|endpoint| endpoint.uri().scheme_str() == Some("http") && endpoint.uri().authority().is_some())
-                .ok_or_else(|| Rejected::new("origins", url, "addresses such as http://origin.shoal:7500"))?;
-            let channel = endpoint
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
-                .tcp_nodelay(true)
-                .connect_lazy();
-            let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
-            Ok(Arc::new(Endpoint { url: url.clone(), client, health: Mutex::default() }))
-        });
-        Ok(Self { endpoints: endpoints.collect::<Result<_, _>>()?, upstream })
+    pub(crate) fn new(mut servers: watch::Receiver<Vec<Server>>, upstream: Upstream) -> Result<Self, Rejected> {
+        let refused = |url| Rejected::new("origins", url, "addresses such as http://origin.shoal:7500");
+        let endpoint = |server| Endpoint::new(server).map(Arc::new).ok_or_else(|| refused(&server.url));
+        let endpoints = servers.borrow_and_update().iter().map(endpoint).collect::<Result<_, _>>()?;
+        Ok(Self { known: Mutex::new(Known { servers, endpoints }), upstream })
     }
 
-    /// Origins configured.
+    /// The origins that there are now. What is known of those that stay is kept.
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let mut known = self.known.lock().expect("nothing panics while it holds this lock");
+        let Known { servers, endpoints } = &mut *known;
+        if servers.has_changed().unwrap_or(false) {
+            let before = std::mem::take(endpoints);
+            endpoints.extend(servers.borrow_and_update().iter().filter_map(|server| {
+                let kept = before.iter().find(|endpoint| endpoint.server == *server).cloned();
+                kept.or_else(|| Endpoint::new(server).map(Arc::new))
+            }));
+        }
+        endpoints.clone()
+    }
+
+    /// Origins known.
     pub(crate) fn count(&self) -> usize {
-        self.endpoints.len()
+        self.endpoints().len()
     }
 
-    /// Whether an origin is configured and thought to be up.
+    /// Whether an origin is known and thought to be up.
     pub(crate) fn is_up(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.lock().resume_at.is_none())
+        self.endpoints().iter().any(|endpoint| endpoint.lock().resume_at.is_none())
     }
 
     /// Asks for a manifest.
@@ -221,9 +231,10 @@ impl Origins {
         ask: impl Fn(OriginClient<Channel>) -> F + Send,
     ) -> Result<T, OriginError> {
         let deadline = Instant::now() + patience;
-        let urls: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.url.as_str()).collect();
-        for url in rendezvous_order(key, &urls) {
-            let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.url == url) else { continue };
+        let endpoints = self.endpoints();
+        let names: Vec<_> = endpoints.iter().map(|endpoint| endpoint.server.name.as_str()).collect();
+        for name in rendezvous_order(key, &names) {
+            let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.server.name == name) else { continue };
             if !endpoint.admits() {
                 continue;
             }
@@ -238,7 +249,7 @@ impl Origins {
                 }
                 Ok(Ok(None) | Err(_)) => {}
                 Err(_) => {
-                    tracing::debug!(origin = url, "origin is slow");
+                    tracing::debug!(origin = name, "origin is slow");
                     break;
                 }
             }
@@ -248,6 +259,22 @@ impl Origins {
 }
 
 impl Endpoint {
+    /// `None` when the server's URL is not `http://host:port`.
+    fn new(server: &Server) -> Option<Self> {
+        let endpoint = tonic::transport::Endpoint::from_shared(server.url.clone()).ok()?;
+        if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().authority().is_none() {
+            return None;
+        }
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .tcp_nodelay(true)
+            .connect_lazy();
+        let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
+        Some(Self { server: server.clone(), client, health: Mutex::default() })
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Health> {
         self.health.lock().expect("nothing panics while it holds this lock")
     }
@@ -282,7 +309,7 @@ impl Endpoint {
         } else if is_outage(&status) {
             self.failed(&status);
         } else {
-            tracing::warn!(origin = self.url, error = %status.message(), "origin refuses a call");
+            tracing::warn!(origin = self.server.url, error = %status.message(), "origin refuses a call");
         }
         error.map(Err)
     }
@@ -290,7 +317,7 @@ impl Endpoint {
     fn succeeded(&self) {
         let mut health = self.lock();
         if health.failures > 0 {
-            tracing::info!(origin = self.url, "origin is back");
+            tracing::info!(origin = self.server.url, "origin is back");
         }
         *health = Health::default();
     }
@@ -299,7 +326,7 @@ impl Endpoint {
         let mut health = self.lock();
         let pause = AWAY_FIRST.saturating_mul(1 << health.failures.min(10)).min(AWAY_MAX);
         if health.failures == 0 {
-            tracing::warn!(origin = self.url, error = %status.message(), "origin does not answer");
+            tracing::warn!(origin = self.server.url, error = %status.message(), "origin does not answer");
         }
         // Calls that were in flight together fail together: that is one failure.
         if health.resume_at.is_none_or(|at| at <= Instant::now()) || health.failures == 0 {

@@ -34,7 +34,8 @@ pub struct Config {
     pub free_floor: ByteSize,
     /// The most bytes of manifests kept, 4 KiB each at least. Default `256MiB`.
     pub manifests_max: ByteSize,
-    /// Trackers, as `http://host:port`. Default: none; agents then find peers through the origin's metainfo alone.
+    /// Trackers, as `http://host:port`, or as `kubernetes:///service[.namespace]:port`, which are the ready pods of a Service.
+    /// Default: none; agents then find peers through the origin's metainfo alone.
     pub trackers: Vec<String>,
     /// The most bytes per second sent to peers. Default: no limit.
     pub upload_rate: Option<Rate>,
@@ -44,10 +45,14 @@ pub struct Config {
     /// lowest socket priority, and its congestion control is TCP-LP where the kernel has it. Pulls then wait for everything
     /// else. Default: false.
     pub background: bool,
-    /// The failure zone the origin stands in. Default: none.
+    /// The Kubernetes node the origin runs on. Its zone and rack are read from it, unless they are given here. Default: none.
+    pub node_name: Option<String>,
+    /// The failure zone the origin stands in. Default: the node's label `topology.kubernetes.io/zone`, or unknown.
     pub zone: String,
-    /// The rack inside the zone. Default: none.
+    /// The rack inside the zone. Default: the node's label `rack_label`, or unknown.
     pub rack: String,
+    /// The label of Kubernetes nodes that names their rack. Default `topology.kubernetes.io/rack`.
+    pub rack_label: String,
     /// How long a tag is good before upstream is asked again by HEAD. Longer spares upstream and shows a moved tag
     /// later. Default `30s`.
     pub tag_ttl: HumanDuration,
@@ -92,8 +97,10 @@ impl Default for Config {
             upload_rate: None,
             download_rate: None,
             background: false,
+            node_name: None,
             zone: String::new(),
             rack: String::new(),
+            rack_label: shoal_kube::RACK_LABEL.to_owned(),
             tag_ttl: HumanDuration(Duration::from_secs(30)),
             fetches_max: 32,
             registries: BTreeMap::new(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{AdminParts, Metrics, serve_admin, shutdown};
+use shoal_kube::Place;
 use shoal_meta::{PeerInfo, Role, Topology};
 use shoal_peer::Node;
 use shoal_proto::origin::v1::origin_server::OriginServer;
@@ -91,7 +92,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let grpc = bind(config.listen, "listen").await?;
     let http = bind(config.http_listen, "http_listen").await?;
     let (grpc_addr, http_addr) = (grpc.local_addr()?, http.local_addr()?);
-    let node = Node::start(peer_config(&config), store.clone(), shutdown.clone()).await?;
+    let node = Node::start(peer_config(&config, &shutdown).await?, store.clone(), shutdown.clone()).await?;
 
     let gate = Arc::new(Gate::new(upstream, metrics.clone()));
     let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), notes.clone(), metrics.clone()));
@@ -159,18 +160,23 @@ impl std::fmt::Debug for Running {
     }
 }
 
-fn peer_config(config: &Config) -> shoal_peer::Config {
-    shoal_peer::Config {
+async fn peer_config(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<shoal_peer::Config> {
+    let place = match &config.node_name {
+        Some(node) => shoal_kube::place_of(node, &config.rack_label).await,
+        None => Place::default(),
+    };
+    let topology = Topology { zone: config.zone.clone(), rack: config.rack.clone() };
+    Ok(shoal_peer::Config {
         listen: config.peer_listen,
         advertise: config.peer_advertise,
         role: Role::Origin,
-        topology: Topology { zone: config.zone.clone(), rack: config.rack.clone() },
+        topology: topology.or(place.topology),
         upload_rate: config.upload_rate.map(shoal_kit::Rate::get),
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
         background: config.background,
-        trackers: config.trackers.clone(),
+        trackers: shoal_kube::servers("trackers", &config.trackers, shutdown.clone())?,
         swarm: shoal_swarm::Config::default(),
-    }
+    })
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -21,17 +21,17 @@ const ANSWER_LENGTH_MAX: usize = 4 << 20;
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// Asks a server over TCP.
 ///
 /// # Errors
 /// When it does not answer in time.
-pub(super) async fn get(server: &Mirror, path: &str) -> Result<Answer> {
+pub(crate) async fn get(server: &Mirror, path: &str) -> Result<Answer> {
     ensure!(server.is_plain(), "only http:// can be asked");
     let asked = async {
         let stream = TcpStream::connect(server.authority()).await?;

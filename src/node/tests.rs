@@ -32,17 +32,15 @@ fn snapshot(directory: &Path) -> Vec<String> {
 
 /// One run of `shoal node configure`; the paths that changed.
 fn configure(root: &Path, registries: &[&str], remove: bool) -> Vec<PathBuf> {
-    let args = ConfigureArgs {
+    let wish = WishArgs {
         root: root.to_owned(),
-        remove,
-        dry_run: false,
         registries: registries.iter().map(|name| (*name).to_owned()).collect(),
         mirror: "http://127.0.0.1:5050".parse().unwrap(),
         runtimes: Vec::new(),
         set_config_path: true,
     };
     let node = Node::open_to_change(Root::new(root).unwrap()).unwrap();
-    let wanted = if remove { Wanted::default() } else { want(&node, &args).unwrap() };
+    let wanted = if remove { Wanted::default() } else { want(&node, &wish).unwrap() };
     let plan = node.plan(&wanted.files).unwrap();
     node.apply(&plan).unwrap();
     plan.changes.into_iter().map(|change| change.path).collect()

@@ -99,7 +99,7 @@ async fn receive(
         upload_rate: None,
         download_rate,
         background: false,
-        trackers: Vec::new(),
+        trackers: watch::channel(Vec::new()).1,
         swarm: shoal_swarm::Config::default(),
     };
     let shutdown = CancellationToken::new();

@@ -20,4 +20,4 @@ pub use geometry::{
 pub use metainfo::{Metainfo, MetainfoError};
 pub use peer::{Lead, ParsePeerIdError, PeerId, PeerInfo, Role, Topology};
 pub use piece_hash::{PieceHash, PieceHasher};
-pub use rendezvous::rendezvous_order;
+pub use rendezvous::{Server, rendezvous_order};

@@ -59,6 +59,13 @@ impl Topology {
     pub fn is_far(&self, other: &Self) -> bool {
         !self.zone.is_empty() && !other.zone.is_empty() && self.zone != other.zone
     }
+
+    /// The same, with what is unknown of it from another.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let known = |this: String, other| if this.is_empty() { other } else { this };
+        Self { zone: known(self.zone, other.zone), rack: known(self.rack, other.rack) }
+    }
 }
 
 /// What one peer knows of another: enough to dial it and to prefer the near ones.

@@ -2,6 +2,23 @@
 
 use sha2::{Digest as _, Sha256};
 
+/// A tracker or an origin.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Server {
+    /// What it is called in rendezvous order: the same for every node, and the same when it comes back elsewhere.
+    pub name: String,
+    /// Where it is now, as `http://host:port`.
+    pub url: String,
+}
+
+impl Server {
+    /// A server that stays where it is, and is called so.
+    #[must_use]
+    pub fn at(url: &str) -> Self {
+        Self { name: url.to_owned(), url: url.to_owned() }
+    }
+}
+
 /// Orders servers by how much they own a key: the first is the owner, the next its failover.
 ///
 /// Every node computes the same order from the same names, and losing a server moves only the keys it owned.

@@ -6,21 +6,21 @@
 
 mod tracker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use shoal_meta::{Digest, Lead, PeerInfo, rendezvous_order};
+use shoal_meta::{Digest, Lead, PeerInfo, Server, rendezvous_order};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::mailbox::{Handle, Input};
-pub(crate) use tracker::Link;
+pub(crate) use tracker::channel;
 use tracker::{Held, Tracker};
 
 /// How long trackers have to hear that we leave.
@@ -84,10 +84,10 @@ impl Announcer {
     }
 }
 
-/// Speaks to the trackers until the node shuts down, then takes leave of them.
-pub(crate) async fn run(announcer: Announcer, links: Vec<Link>, me: PeerInfo, handle: Handle) {
-    let me = peer_to_proto(&me);
-    let mut desk = Desk { trackers: links.into_iter().map(Tracker::new).collect(), me, announcer, handle };
+/// Speaks to the trackers that there are until the node shuts down, then takes leave of them.
+pub(crate) async fn run(announcer: Announcer, mut servers: watch::Receiver<Vec<Server>>, me: PeerInfo, handle: Handle) {
+    let mut desk = Desk { trackers: Vec::new(), me: peer_to_proto(&me), announcer, handle };
+    desk.follow(&servers.borrow_and_update());
     let mut calls = JoinSet::new();
     loop {
         desk.call_ready(&mut calls);
@@ -95,7 +95,8 @@ pub(crate) async fn run(announcer: Announcer, links: Vec<Link>, me: PeerInfo, ha
         tokio::select! {
             () = desk.handle.shutdown.cancelled() => break,
             () = desk.announcer.0.changed.notified() => desk.sort_changes(),
-            Some(Ok((index, answer))) = calls.join_next() => desk.settle(index, answer).await,
+            Ok(()) = servers.changed() => desk.follow(&servers.borrow_and_update()),
+            Some(Ok((server, answer))) = calls.join_next() => desk.settle(&server, answer).await,
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
         }
     }
@@ -114,40 +115,57 @@ struct Desk {
 }
 
 impl Desk {
+    /// Goes on with these trackers; those that stay are kept.
+    fn follow(&mut self, servers: &[Server]) {
+        let before = std::mem::take(&mut self.trackers);
+        let mut before: BTreeMap<_, _> = before.into_iter().map(|tracker| (tracker.server.clone(), tracker)).collect();
+        for server in servers {
+            match before.remove(server).or_else(|| Tracker::new(server.clone())) {
+                Some(tracker) => self.trackers.push(tracker),
+                None => warn!(tracker = %server.url, "a tracker's address is not http://host:port"),
+            }
+        }
+        // What belongs to whom has changed: everyone is told anew what is theirs.
+        self.trackers.iter_mut().for_each(|tracker| tracker.synced = false);
+        self.count();
+    }
+
     /// Hands what changed to the trackers it belongs to.
     fn sort_changes(&mut self) {
         let changed = std::mem::take(&mut self.announcer.lock().changed);
         for digest in changed {
-            let owner = self.owner(&digest, None);
-            self.trackers[owner].pending.insert(digest);
+            if let Some(owner) = self.owner(&digest, None) {
+                self.trackers[owner].pending.insert(digest);
+            }
         }
     }
 
     /// The tracker a blob belongs to: the first in rendezvous order that is up, or if none is the very first. `up` counts
-    /// as up in any case.
-    fn owner(&self, digest: &Digest, up: Option<usize>) -> usize {
-        if self.trackers.len() == 1 {
-            return 0;
+    /// as up in any case. `None` when there is no tracker.
+    fn owner(&self, digest: &Digest, up: Option<usize>) -> Option<usize> {
+        if self.trackers.len() <= 1 {
+            return self.trackers.len().checked_sub(1);
         }
-        let urls: Vec<_> = self.trackers.iter().map(|tracker| tracker.url.as_str()).collect();
-        let order = rendezvous_order(digest.as_bytes(), &urls);
-        let index = |url: &&str| urls.iter().position(|known| known == url);
+        let names: Vec<_> = self.trackers.iter().map(|tracker| tracker.server.name.as_str()).collect();
+        let order = rendezvous_order(digest.as_bytes(), &names);
+        let index = |name: &&str| names.iter().position(|known| known == name);
         let mut order = order.iter().filter_map(index);
-        let first = order.clone().next().unwrap_or(0);
-        order.find(|&index| self.trackers[index].up || up == Some(index)).unwrap_or(first)
+        let first = order.clone().next();
+        order.find(|&index| self.trackers[index].up || up == Some(index)).or(first)
     }
 
     /// Calls each tracker whose time has come.
-    fn call_ready(&mut self, calls: &mut JoinSet<(usize, Answer)>) {
+    fn call_ready(&mut self, calls: &mut JoinSet<(Server, Answer)>) {
         let now = Instant::now();
         for index in 0..self.trackers.len() {
             if self.trackers[index].ready_at().is_none_or(|at| at > now) {
                 continue;
             }
             let request = self.request(index, now);
-            debug!(tracker = %self.trackers[index].url, full = request.full, torrents = request.torrents.len(), "announcing");
-            let mut client = self.trackers[index].client.clone();
-            calls.spawn(async move { (index, client.announce(request).await.map(tonic::Response::into_inner)) });
+            let Tracker { server, client, .. } = &self.trackers[index];
+            debug!(tracker = %server.url, full = request.full, torrents = request.torrents.len(), "announcing");
+            let (server, mut client) = (server.clone(), client.clone());
+            calls.spawn(async move { (server, client.announce(request).await.map(tonic::Response::into_inner)) });
         }
     }
 
@@ -155,27 +173,29 @@ impl Desk {
         let held = self.announcer.lock().held.clone();
         let owned: Held = match self.trackers.len() {
             1 => held,
-            _ => held.into_iter().filter(|(digest, _)| self.owner(digest, Some(index)) == index).collect(),
+            _ => held.into_iter().filter(|(digest, _)| self.owner(digest, Some(index)) == Some(index)).collect(),
         };
         let (full, torrents) = self.trackers[index].next_call(&owned, now);
         proto::AnnounceRequest { peer: Some(self.me.clone()), full, torrents }
     }
 
     /// Takes a tracker's answer, or that there was none.
-    async fn settle(&mut self, index: usize, answer: Answer) {
+    async fn settle(&mut self, server: &Server, answer: Answer) {
+        // One that is no longer there has nothing to say.
+        let Some(index) = self.trackers.iter().position(|tracker| tracker.server == *server) else { return };
         let tracker = &mut self.trackers[index];
         let was_up = tracker.up;
         match answer {
             Ok(answer) => {
                 if !tracker.answered {
-                    info!(tracker = %tracker.url, "the tracker answers");
+                    info!(tracker = %tracker.server.url, "the tracker answers");
                 }
                 tracker.settled(Instant::now(), &answer);
                 self.hand_out(answer.torrents).await;
             }
             Err(status) => {
                 if tracker.answered || tracker.failures == 0 {
-                    warn!(tracker = %tracker.url, code = ?status.code(), message = status.message(), "the tracker is away");
+                    warn!(tracker = %tracker.server.url, code = ?status.code(), message = status.message(), "the tracker is away");
                 }
                 tracker.failed(Instant::now());
             }
@@ -185,7 +205,12 @@ impl Desk {
             let others = self.trackers.iter_mut().enumerate().filter(|(other, _)| *other != index);
             others.for_each(|(_, tracker)| tracker.synced = false);
         }
+        self.count();
+    }
+
+    fn count(&self) {
         let answering = self.trackers.iter().filter(|tracker| tracker.answered).count();
+        self.handle.counters.trackers.store(self.trackers.len(), Relaxed);
         self.handle.counters.trackers_up.store(answering, Relaxed);
     }
 

@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use shoal_meta::{Role, Topology};
+use shoal_meta::{Role, Server, Topology};
+use tokio::sync::watch;
 
 /// The settings of one node.
 #[derive(Debug, Clone)]
@@ -23,9 +24,9 @@ pub struct Config {
     /// Whether peer traffic yields to that of applications: DSCP lower effort, the lowest socket priority, and TCP-LP where
     /// the kernel has it.
     pub background: bool,
-    /// Trackers, as `http://host:port`. A torrent belongs to one by rendezvous hash, the next one is its failover. With
-    /// none, peers are found by [`crate::Node::add_peers`] and by asking connected peers.
-    pub trackers: Vec<String>,
+    /// Trackers, as they come and go. A torrent belongs to one by rendezvous hash, the next one is its failover. With none,
+    /// peers are found by [`crate::Node::add_peers`] and by asking connected peers.
+    pub trackers: watch::Receiver<Vec<Server>>,
     /// What bounds and steers the swarm.
     pub swarm: shoal_swarm::Config,
 }

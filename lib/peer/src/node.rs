@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 
 use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, PeerInfo};
 use shoal_store::{Blob, BufferPool, Partial, Store};
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::announce::{self, Announcer, Link, LocalState};
+use crate::announce::{self, Announcer, LocalState};
 use crate::conn::Net;
 use crate::counters::{Counters, Status};
 use crate::driver::Driver;
@@ -58,7 +58,6 @@ impl Node {
         let info =
             PeerInfo { id: store.peer_id(), address: parts.address, role: config.role, topology: config.topology };
         let counters = Arc::new(Counters::default());
-        counters.trackers.store(parts.links.len(), Relaxed);
         let (handle, mailbox) = Handle::new(counters, shutdown.child_token());
         let (announcer, tasks) = (Announcer::default(), TaskTracker::new());
         // Before the list is read, so that nothing leaves unseen.
@@ -79,9 +78,7 @@ impl Node {
         let driver = Driver::new(swarm, net.clone(), store, announcer.clone());
         tasks.spawn(driver.run(mailbox, evictions));
         tasks.spawn(listen::accept(net, parts.listener, connections_max));
-        if !parts.links.is_empty() {
-            tasks.spawn(announce::run(announcer.clone(), parts.links, info.clone(), handle.clone()));
-        }
+        tasks.spawn(announce::run(announcer.clone(), config.trackers, info.clone(), handle.clone()));
         tasks.close();
         Ok(Self { handle, info, announcer, tasks })
     }
@@ -166,7 +163,6 @@ struct Parts {
     listener: TcpListener,
     /// What others dial.
     address: SocketAddr,
-    links: Vec<Link>,
     upload: RateCap,
     download: RateCap,
     manners: Manners,
@@ -177,8 +173,9 @@ impl Parts {
         if [config.upload_rate, config.download_rate].contains(&Some(0)) {
             return Err(StartError::Rate);
         }
-        let link = |url: &String| Link::new(url).ok_or_else(|| StartError::Tracker(url.clone()));
-        let links = config.trackers.iter().map(link).collect::<Result<_, _>>()?;
+        if let Some(bad) = config.trackers.borrow().iter().find(|tracker| announce::channel(&tracker.url).is_none()) {
+            return Err(StartError::Tracker(bad.url.clone()));
+        }
         let (upload, download) = (RateCap::new(config.upload_rate), RateCap::new(config.download_rate));
         let listen = |source| StartError::Listen { address: config.listen, source };
         let manners = Manners::new(config.background, &upload, &download);
@@ -188,7 +185,7 @@ impl Parts {
             Some(address) => address,
             None => dialable(local).map_err(StartError::Advertise)?,
         };
-        Ok(Self { listener, address, links, upload, download, manners })
+        Ok(Self { listener, address, upload, download, manners })
     }
 }
 

@@ -5,12 +5,22 @@ mod rig;
 
 use rig::tracker::Fake;
 use rig::{MIB, config, content, soon, start, until};
+use shoal_meta::Server;
 use shoal_peer::{Config, Node, StartError};
 use shoal_proto::tracker::v1::TorrentState;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 fn with(trackers: &[&Fake]) -> Config {
-    Config { trackers: trackers.iter().map(|tracker| tracker.url()).collect(), ..config() }
+    at(&trackers.iter().map(|tracker| tracker.url()).collect::<Vec<_>>())
+}
+
+fn at(urls: &[String]) -> Config {
+    Config { trackers: watch::channel(servers(urls)).1, ..config() }
+}
+
+fn servers(urls: &[String]) -> Vec<Server> {
+    urls.iter().map(|url| Server::at(url)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,8 +87,28 @@ async fn another_tracker_stands_in_for_one_that_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trackers_that_come_later_are_told_their_share_and_those_that_go_are_done_without() {
+    let (one, two) = (Fake::start().await, Fake::start().await);
+    let (known, trackers) = watch::channel(Vec::new());
+    let a = start(Config { trackers, ..config() }).await;
+    let mut digests = Vec::new();
+    for seed in 0..24 {
+        digests.push(a.hold(&content(1000 + seed, seed)).await.digest());
+    }
+    let at = |tracker: &Fake| digests.iter().filter(|digest| tracker.state(&a.info(), digest).is_some()).count();
+    known.send_replace(servers(&[one.url()]));
+    until(|| at(&one) == 24).await;
+    known.send_replace(servers(&[one.url(), two.url()]));
+    until(|| at(&one) + at(&two) == 24).await;
+    assert!(at(&one) > 0 && at(&two) > 0, "{} and {}", at(&one), at(&two));
+    known.send_replace(servers(&[two.url()]));
+    until(|| at(&two) == 24).await;
+    assert_eq!((a.node.status().trackers, a.node.status().trackers_up), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_and_joins_while_no_tracker_answers() {
-    let away = Config { trackers: vec!["http://127.0.0.1:1".to_owned()], ..config() };
+    let away = at(&["http://127.0.0.1:1".to_owned()]);
     let (a, b) = (start(away.clone()).await, start(away).await);
     let blob = a.hold(&content(MIB, 1)).await;
     soon(b.join(&blob, &[&a]).await.committed()).await.unwrap();
@@ -89,8 +119,9 @@ async fn a_node_starts_and_joins_while_no_tracker_answers() {
 async fn a_configuration_that_cannot_work_is_refused() {
     let store = start(config()).await.store.clone();
     let refused = async |config| Node::start(config, store.clone(), CancellationToken::new()).await.unwrap_err();
-    let tracker = Config { trackers: vec!["tracker:7400".to_owned()], ..config() };
-    assert!(matches!(refused(tracker).await, StartError::Tracker(url) if url == "tracker:7400"));
+    assert!(
+        matches!(refused(at(&["tracker:7400".to_owned()])).await, StartError::Tracker(url) if url == "tracker:7400")
+    );
     assert!(matches!(refused(Config { upload_rate: Some(0), ..config() }).await, StartError::Rate));
     let taken = Config { listen: ([192, 0, 2, 1], 1).into(), ..config() };
     assert!(matches!(refused(taken).await, StartError::Listen { .. }));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shoal_meta::Digest;
+use shoal_meta::{Digest, Server};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::tracker::v1::tracker_client::TrackerClient;
 use tokio::time::Instant;
@@ -35,15 +35,9 @@ const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The blobs we announce.
 pub(super) type Held = BTreeMap<Digest, LocalState>;
 
-/// A tracker's address, checked.
-pub(crate) struct Link {
-    url: String,
-    client: TrackerClient<Channel>,
-}
-
 /// A tracker, and how it stands with us.
 pub(super) struct Tracker {
-    pub(super) url: String,
+    pub(super) server: Server,
     pub(super) client: TrackerClient<Channel>,
     /// Thought to be up: the last call was answered, or there was none.
     pub(super) up: bool,
@@ -66,30 +60,23 @@ pub(super) struct Tracker {
     due: Instant,
 }
 
-impl Link {
-    /// Checks a tracker's URL; connects when first used.
-    pub(crate) fn new(url: &str) -> Option<Self> {
-        let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
-        let uri = endpoint.uri();
-        if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
-            return None;
-        }
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .connect_lazy();
-        Some(Self {
-            url: url.to_owned(),
-            client: TrackerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
-        })
+/// A channel that connects when it is first used; `None` when the URL is not `http://host:port`.
+pub(crate) fn channel(url: &str) -> Option<Channel> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
+    let uri = endpoint.uri();
+    if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
+        return None;
     }
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
+    Some(endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).connect_lazy())
 }
 
 impl Tracker {
-    pub(super) fn new(Link { url, client }: Link) -> Self {
-        Self {
-            url,
+    /// `None` when its URL is not `http://host:port`.
+    pub(super) fn new(server: Server) -> Option<Self> {
+        let client = TrackerClient::new(channel(&server.url)?).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Some(Self {
+            server,
             client,
             up: true,
             answered: false,
@@ -102,7 +89,7 @@ impl Tracker {
             called_at: None,
             again: AGAIN,
             due: Instant::now(),
-        }
+        })
     }
 
     /// When it is to be called next; `None` while it is being called.
@@ -195,7 +182,7 @@ mod tests {
     use super::*;
 
     fn tracker() -> Tracker {
-        Tracker::new(Link::new("http://127.0.0.1:1").unwrap())
+        Tracker::new(Server::at("http://127.0.0.1:1")).unwrap()
     }
 
     fn held(leeching: u32, seeding: u32) -> Held {
@@ -232,9 +219,9 @@ mod tests {
     #[tokio::test]
     async fn only_http_urls_with_a_port_are_trackers() {
         for url in ["", "tracker:7400", "https://tracker:7400", "http://tracker", "http://:7400", "nonsense"] {
-            assert!(Link::new(url).is_none(), "{url}");
+            assert!(channel(url).is_none(), "{url}");
         }
-        assert!(Link::new("http://[::1]:7400").is_some());
+        assert!(channel("http://[::1]:7400").is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use shoal_meta::{Digest, Geometry, PeerInfo, PieceIndex, Role, Topology};
 use shoal_peer::{Config, Node, Torrent};
 use shoal_store::{Blob, Budget, Store};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub const MIB: u64 = 1 << 20;
@@ -40,7 +41,7 @@ pub fn config() -> Config {
         upload_rate: None,
         download_rate: None,
         background: true,
-        trackers: Vec::new(),
+        trackers: watch::channel(Vec::new()).1,
         swarm: shoal_swarm::Config::default(),
     }
 }
