@@ -4,6 +4,7 @@
 //! A node's processes live in its process namespace, whose first process dies with the test program, so a killed test leaves
 //! no process and no mount, only named network namespaces, which the next run removes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -27,11 +28,16 @@ const LOCK: &str = "/run/shoal-e2e.lock";
 pub struct Lab {
     dir: PathBuf,
     nodes: Vec<Arc<Node>>,
+    /// The last number of the address of each node there is or was.
+    addresses: BTreeMap<String, u8>,
     aliases: Mutex<Vec<(String, Ipv4Addr)>>,
     _lock: File,
 }
 
 impl Lab {
+    /// An address that no node gets, for a hub that is a router too.
+    pub(crate) const HUB_IP: &str = "10.77.0.254";
+
     /// Removes what a killed run left, and makes the hub. Files of the test go under `dir`, which is emptied.
     ///
     /// One lab at a time on a machine: waits while another program has one.
@@ -52,7 +58,13 @@ impl Lab {
         fs::write(dir.join("hosts"), "127.0.0.1 localhost\n")?;
         fs::write(dir.join("resolv.conf"), "")?;
         run("ip", ["netns", "add", HUB])?;
-        let lab = Self { dir: dir.to_owned(), nodes: Vec::new(), aliases: Mutex::default(), _lock: lock };
+        let lab = Self {
+            dir: dir.to_owned(),
+            nodes: Vec::new(),
+            addresses: BTreeMap::new(),
+            aliases: Mutex::default(),
+            _lock: lock,
+        };
         in_hub(&["ip", "link", "add", BRIDGE, "type", "bridge", "stp_state", "0", "forward_delay", "0"])?;
         in_hub(&["ip", "link", "set", BRIDGE, "up"])?;
         Ok(lab)
@@ -64,19 +76,28 @@ impl Lab {
         &self.dir
     }
 
-    /// Adds a node, whose name all nodes resolve from now on. `name` is short: it is the name of a network interface too.
+    /// Adds a node, whose name all nodes resolve from now on. `name` is short: it is the name of a network interface too. One
+    /// that was removed comes back with its address and its files.
     ///
     /// # Errors
     /// When a namespace or link cannot be made.
     pub fn add_node(&mut self, name: &str, link: Link) -> Result<Arc<Node>> {
         ensure!(name.len() <= 12, "{name}: a node's name has at most 12 characters");
-        let last_octet = u8::try_from(self.nodes.len() + 1).context("more nodes than addresses")?;
-        let ip = Ipv4Addr::new(10, 77, 0, last_octet);
-        let node = Arc::new(Node::new(name, ip, &self.dir)?);
+        let known = self.addresses.get(name).copied();
+        let last_octet = known.map_or_else(|| u8::try_from(self.addresses.len() + 1), Ok);
+        let last_octet = last_octet.ok().filter(|octet| *octet < 254).context("more nodes than addresses")?;
+        let node = Arc::new(Node::new(name, Ipv4Addr::new(10, 77, 0, last_octet), &self.dir)?);
         node.plug_in(link)?;
         self.nodes.push(Arc::clone(&node));
-        self.add_alias(name, &node)?;
+        if self.addresses.insert(name.to_owned(), last_octet).is_none() {
+            self.add_alias(name, &node)?;
+        }
         Ok(node)
+    }
+
+    /// Lets go of a node, which dies with its last `Arc`.
+    pub fn remove_node(&mut self, name: &str) {
+        self.nodes.retain(|node| node.name() != name);
     }
 
     /// Makes every node resolve `host` to this node.

@@ -1,6 +1,7 @@
-//! A node of the lab: network, mount and process namespaces of its own, and a shaped link to the hub. Made by
+//! A node of the lab: network, mount, host name, IPC and process namespaces of its own, and a shaped link to the hub. Made by
 //! [`crate::lab`]; starts programs for the modules above.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd as _;
@@ -86,6 +87,8 @@ pub struct Node {
     /// Holds the namespaces: its child is the first process of the node's process namespace.
     holder: Mutex<Child>,
     first_pid: u32,
+    /// The directories it has for itself.
+    owned: Mutex<BTreeSet<String>>,
 }
 
 impl Node {
@@ -113,14 +116,14 @@ impl Node {
         Path::new(RUN_DIR).join(&self.name)
     }
 
-    /// Gives the node a directory of the system for itself, empty at first, and returns where it is on the machine. Asked
+    /// Gives the node a directory of the system for itself, empty the first time, and returns where it is on the machine. Asked
     /// again, it returns the same.
     ///
     /// # Errors
     /// When it cannot be mounted.
     pub fn own(&self, path: &str) -> Result<PathBuf> {
         let own = self.dir.join("own").join(path.trim_start_matches('/'));
-        if !own.exists() {
+        if self.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
             fs::create_dir_all(&own)?;
             self.run("mkdir", &["-p", path])?;
             self.run("mount", &["--bind", &own.to_string_lossy(), path])?;
@@ -166,7 +169,7 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         // No `ip netns exec`: it mounts a new /sys, which hides the cgroups.
-        command.args(["-t", &self.first_pid.to_string(), "--net", "--mount", "--pid", program]);
+        command.args(["-t", &self.first_pid.to_string(), "--net", "--mount", "--uts", "--ipc", "--pid", program]);
         command
     }
 
@@ -257,8 +260,15 @@ impl Node {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "nsenter", &format!("--net=/run/netns/{netns}")])
-            .args(["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL"])
-            .args(["--mount-proc", "sh", "-c", "sleep infinity & wait"])
+            .args(["unshare", "--mount", "--propagation", "private", "--uts", "--ipc", "--pid", "--fork"])
+            .args([
+                "--kill-child=KILL",
+                "--mount-proc",
+                "sh",
+                "-c",
+                "echo \"$0\" >/proc/sys/kernel/hostname; sleep infinity & wait",
+                name,
+            ])
             .stdin(Stdio::null())
             .stderr(Stdio::null());
         let holder = command.spawn().context("start the holder of a node")?;
@@ -266,7 +276,8 @@ impl Node {
         let first_pid = wait_for("the node's first process", Duration::from_secs(5), || {
             Ok(fs::read_to_string(&children)?.split_whitespace().next().and_then(|pid| pid.parse().ok()))
         })?;
-        let node = Self { name: name.to_owned(), ip, dir, holder: Mutex::new(holder), first_pid };
+        let node =
+            Self { name: name.to_owned(), ip, dir, holder: Mutex::new(holder), first_pid, owned: Mutex::default() };
         node.wait_for_own_proc()?;
         for file in ["hosts", "resolv.conf"] {
             let source = lab_dir.join(file);
@@ -312,6 +323,8 @@ impl Drop for Node {
             let _gone_already = kill_process(first, Signal::KILL);
             let _gone_already = holder.wait();
         }
+        // Without its end at the hub, which else goes some time after the namespace: a node of the same name may follow.
+        let _best_effort = in_hub(&["ip", "link", "del", &format!("v-{}", self.name)]);
         let _best_effort = run("ip", ["netns", "del", &format!("{PREFIX}{}", self.name)]);
     }
 }
