@@ -36,6 +36,15 @@ pub enum Recipe {
         /// Another seed, other bytes.
         seed: u64,
     },
+    /// A base and a program, which runs when the image is run.
+    Program {
+        /// The name of the image.
+        name: &'static str,
+        /// The program and its arguments.
+        entrypoint: Vec<String>,
+        /// Files of this machine beside the base, at the paths they have in the image.
+        files: Vec<(PathBuf, PathBuf)>,
+    },
     /// No image: a blob of random bytes under types of its own (image-spec, "Guidelines for Artifact Usage").
     Artifact {
         /// Length of the blob in MiB.
@@ -56,6 +65,7 @@ impl Recipe {
                 let lengths = layers_mib.iter().map(u64::to_string).collect::<Vec<_>>().join("-");
                 format!("random-{seed}-{lengths}")
             }
+            Self::Program { name, .. } => (*name).to_owned(),
             Self::Artifact { mib, seed } => format!("artifact-{seed}-{mib}"),
         }
     }
@@ -121,6 +131,20 @@ impl Image {
         Ok(json!({ "mediaType": MANIFEST_TYPE, "digest": self.digest, "size": length }))
     }
 
+    /// Writes the layout as one file, in which the image has this reference, as runtimes import it.
+    ///
+    /// # Errors
+    /// When files cannot be read or written.
+    pub fn archive(&self, file: &Path, reference: &str) -> Result<()> {
+        let mut index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
+        index["manifests"][0]["annotations"] = json!({ "io.containerd.image.name": reference });
+        let mut tar = tar::Builder::new(BufWriter::new(File::create(file)?));
+        tar.append_path_with_name(self.dir.join("oci-layout"), "oci-layout")?;
+        append_bytes(&mut tar, "index.json", index.to_string().as_bytes())?;
+        tar.append_dir_all("blobs", self.dir.join("blobs"))?;
+        Ok(tar.into_inner()?.flush()?)
+    }
+
     fn open(dir: &Path) -> Result<Self> {
         let index: Value = serde_json::from_slice(&fs::read(dir.join("index.json"))?)?;
         let digest = blob_of(&index["manifests"][0])?.digest;
@@ -143,7 +167,7 @@ fn blob_path(dir: &Path, digest: &str) -> PathBuf {
 fn write_layout(dir: &Path, recipe: &Recipe) -> Result<()> {
     fs::create_dir_all(dir.join("blobs/sha256"))?;
     let manifest = match recipe {
-        Recipe::Realistic | Recipe::Random { .. } => image_manifest(dir, recipe)?,
+        Recipe::Realistic | Recipe::Random { .. } | Recipe::Program { .. } => image_manifest(dir, recipe)?,
         Recipe::Artifact { mib, seed } => artifact_manifest(dir, *mib, *seed)?,
     };
     let mut listed = write_json(dir, MANIFEST_TYPE, &manifest)?;
@@ -166,6 +190,7 @@ fn artifact_manifest(dir: &Path, mib: u64, seed: u64) -> Result<Value> {
 
 fn image_manifest(dir: &Path, recipe: &Recipe) -> Result<Value> {
     let mut layers = vec![write_layer(dir, Compression::fast(), |tar| append_base(tar, &recipe.name()))?];
+    let mut run = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"] });
     match recipe {
         Recipe::Realistic => {
             let mut files = files_of_usr()?.into_iter();
@@ -179,12 +204,16 @@ fn image_manifest(dir: &Path, recipe: &Recipe) -> Result<Value> {
                 layers.push(write_layer(dir, Compression::none(), |tar| append_random(tar, &mut random, *mib))?);
             }
         }
+        Recipe::Program { entrypoint, files, .. } => {
+            layers.push(write_layer(dir, Compression::fast(), |tar| append_at(tar, files))?);
+            run = json!({ "Entrypoint": entrypoint });
+        }
         Recipe::Artifact { .. } => {}
     }
     let diff_ids = layers.iter().map(|layer| layer.diff_id.as_str()).collect::<Vec<_>>();
     let config = json!({
         "architecture": "amd64", "os": "linux", "created": "1970-01-01T00:00:00Z",
-        "config": { "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"] },
+        "config": run,
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let descriptors = layers.iter().map(|layer| &layer.descriptor).collect::<Vec<_>>();
@@ -244,7 +273,16 @@ fn append_base(tar: &mut LayerTar, name: &str) -> Result<()> {
     append_bytes(tar, "etc/image", name.as_bytes())
 }
 
-fn append_bytes(tar: &mut LayerTar, path: &str, content: &[u8]) -> Result<()> {
+fn append_at(tar: &mut LayerTar, files: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for (source, path) in files {
+        // What a link names, and not the link.
+        tar.append_path_with_name(source.canonicalize()?, path.strip_prefix("/")?)
+            .with_context(|| source.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn append_bytes(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);
     header.set_size(content.len() as u64);

@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::harness::state_dir;
+use crate::image::Recipe;
 use crate::node::Node;
-use crate::process::{Process, output};
+use crate::process::{Process, output, run};
 use crate::registry::HOST;
 
 /// The agent's registry front, on its node's loopback address.
@@ -56,6 +58,21 @@ impl Program {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How to make an image of it, with the libraries it loads.
+    ///
+    /// # Errors
+    /// When they cannot be found.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let path = PathBuf::from("/usr/local/bin/shoal");
+        let entrypoint = vec![path.display().to_string()];
+        // Most of a program is what only debuggers read.
+        let stripped = state_dir().join("shoal-stripped");
+        run("strip", [Path::new("-o"), &stripped, &self.path])?;
+        let files = libraries(&stripped)?.into_iter().map(|library| (library.clone(), library));
+        let files = files.chain([(stripped, path)]).collect();
+        Ok(Recipe::Program { name: "shoal", entrypoint, files })
     }
 
     /// The same program with another log filter.
@@ -169,6 +186,16 @@ fn start(node: &Node, part: &str, command: Command, port: u16) -> Result<Process
     let mut process = node.start(part, command)?;
     node.wait_listening(&mut process, port)?;
     Ok(process)
+}
+
+/// The libraries that a program loads, and what loads them, as `ldd` names them; none of a static one.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = match run("ldd", [program]) {
+        Err(error) if error.to_string().contains("not a dynamic executable") => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let paths = listed.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(PathBuf::from).collect())
 }
 
 /// Builds the program beside this one: tests are in `target/<profile>/deps`, programs in `target/<profile>`.

@@ -179,6 +179,20 @@ impl Registry {
         Ok(fetches)
     }
 
+    /// Shows that every blob of an image was fetched this many times.
+    ///
+    /// # Errors
+    /// Naming the blobs that were not.
+    pub fn check_fetched(&self, image: &Image, times: u64) -> Result<()> {
+        let fetches = self.fetches()?;
+        for (index, blob) in image.blobs().enumerate() {
+            let fetched = fetches.get(&blob.digest).copied().unwrap_or_default();
+            let expected = (fetched.count, fetched.bytes) == (times, times * blob.length);
+            ensure!(expected, "blob {index} of {} bytes, {}, was fetched {fetched:?}", blob.length, blob.digest);
+        }
+        Ok(())
+    }
+
     /// Starts a listener; `more` is YAML that goes on within `http`.
     fn listen(&mut self, name: &str, port: u16, more: &str) -> Result<()> {
         let storage = self.node.dir().join("storage");

@@ -38,7 +38,7 @@ const LEEWAY_S: i64 = 60;
 /// What clients are told of a token's life, in seconds; the least that Docker believes.
 const TOLD_LIFETIME_S: i64 = 60;
 
-/// Someone with a password.
+/// Someone with a password. The one without a name is anybody: what that one may have is public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User {
     /// The name.
@@ -161,10 +161,11 @@ impl Shared {
             self.users.iter().find(|user| user.name == name && user.password == given).map(Some)
         };
         let user = password.as_ref().map_or(Some(None), |(name, given)| known(name, given));
+        let anybody = self.users.iter().find(|user| user.name.is_empty());
         let access = |scope: &String| {
             let (kind, rest) = scope.split_once(':')?;
             let (name, actions) = rest.rsplit_once(':')?;
-            let may = user.flatten()?.repositories.contains(&name);
+            let may = user.flatten().into_iter().chain(anybody).any(|user| user.repositories.contains(&name));
             may.then(|| json!({ "type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>() }))
         };
         let token = user.map(|user| {
