@@ -22,6 +22,10 @@ nsenter:util-linux
 openssl:openssl
 htpasswd:apache2-utils
 curl:curl
+etcd:etcd-server
+nft:nftables
+dnsmasq:dnsmasq-base
+/usr/lib/cni/bridge:containernetworking-plugins
 "
 
 missing=""

@@ -4,8 +4,8 @@
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
 //! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, with [`tokens`] beside it if it is private,
 //! and [`faulty`] what can stand before it and do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
-//! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`harness`] runs the tests and counts; [`bench`]
-//! measures.
+//! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`kubernetes`] is one, for the chart; [`harness`] runs the tests
+//! and counts; [`bench`] measures.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
 //! and configuration.
@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod faulty;
 pub mod harness;
 pub mod image;
+pub mod kubernetes;
 pub mod lab;
 pub mod node;
 pub mod process;

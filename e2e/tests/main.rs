@@ -5,6 +5,7 @@ mod clients;
 mod configure;
 mod faults;
 mod first_byte;
+mod kubernetes;
 mod lab;
 mod losses;
 mod private;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
             losses::TESTS,
             faults::TESTS,
             private::TESTS,
+            kubernetes::TESTS,
         ]
         .concat(),
     )

@@ -21,6 +21,9 @@ const RANGES: u8 = 3;
 /// The length of each of them.
 const RANGE_BYTES: u32 = 1 << 20;
 
+/// Plugins that no test needs; the last one writes to /opt.
+const DISABLED: [&str; 3] = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
+
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
@@ -94,6 +97,30 @@ impl Containerd {
         Ok(Self { ca: Some(ca.to_owned()), ..containerd })
     }
 
+    /// Starts containerd for a kubelet, with its files and its socket where packages put them; the node has /etc, /var and /run for
+    /// itself. Pods get their network from the plugins of Debian's package, and `pause` is in every one of them.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_for_kubelet(node: &Arc<Node>, pause: &str) -> Result<Self> {
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        // Without the last one no sandbox starts where root may not lower an OOM score.
+        let settings = format!(
+            "version = 2\ndisabled_plugins = {:?}\n[{cri}]\nsandbox_image = {pause:?}\ndisable_apparmor = true\n\
+             restrict_oom_score_adj = true\n\
+             [{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\n[{cri}.registry]\nconfig_path = \"/etc/containerd/certs.d\"\n",
+            DISABLED.map(|name| format!("io.containerd.{name}")),
+        );
+        let etc = node.own("/etc")?.join("containerd");
+        let (config, certs_d) = (etc.join("config.toml"), etc.join("certs.d"));
+        fs::create_dir_all(&certs_d)?;
+        if !config.exists() {
+            fs::write(config, settings)?;
+        }
+        let socket = PathBuf::from("/run/containerd/containerd.sock");
+        Self::start_at(node, None, Path::new("/etc/containerd/config.toml"), certs_d, socket)
+    }
+
     fn start_without(
         node: &Arc<Node>,
         series: Series<'_>,
@@ -101,8 +128,7 @@ impl Containerd {
         config: &Path,
         certs_d: PathBuf,
     ) -> Result<Self> {
-        let disabled = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
-        let disabled = disabled.map(|name| format!("io.containerd.{name}"));
+        let disabled = DISABLED.map(|name| format!("io.containerd.{name}"));
         let disabled = disabled.iter().map(String::as_str).chain(plugins.iter().copied()).collect::<Vec<_>>();
         let socket = node.run_dir().join("containerd.sock");
         let text = format!(
@@ -113,7 +139,16 @@ impl Containerd {
         );
         fs::write(config, text)?;
         node.run("mkdir", &["-p", &certs_d.to_string_lossy()])?;
-        let programs = series.programs();
+        Self::start_at(node, series.programs(), config, certs_d, socket)
+    }
+
+    fn start_at(
+        node: &Arc<Node>,
+        programs: Option<&Path>,
+        config: &Path,
+        certs_d: PathBuf,
+        socket: PathBuf,
+    ) -> Result<Self> {
         let mut command = node.command("env");
         // It looks for its shim there.
         command.arg(path_with(programs)).arg("containerd").arg("--config").arg(config);
@@ -132,6 +167,14 @@ impl Containerd {
             Ok(output(containerd.command().arg("version")).is_ok())
         })?;
         Ok(containerd)
+    }
+
+    /// Takes an image from a file, as [`crate::image::Image::archive`] writes it, for the kubelet to find.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.ctr(&["--namespace", "k8s.io", "images", "import", &archive.to_string_lossy()]).map(drop)
     }
 
     /// Writes the hosts.toml of a registry: its `mirrors` in order, then the registry itself at `server`.
