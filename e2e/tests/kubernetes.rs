@@ -1,5 +1,7 @@
 //! Shoal in a real Kubernetes: a control plane and three workers, each with containerd, kubelet and kube-proxy.
 
+mod chart;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,19 @@ use shoal_e2e::node::Link;
 use shoal_e2e::process::run;
 use shoal_e2e::registry::{Guard, HOST};
 
-pub(crate) const TESTS: &[Test] = &[Test {
-    name: "kubernetes_without_shoal_pulls_on_three_nodes_takes_back_a_dead_one_and_leaves_nothing_behind",
-    needs: NEEDS,
-    run: bare_cluster,
-}];
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "kubernetes_without_shoal_pulls_on_three_nodes_takes_back_a_dead_one_and_leaves_nothing_behind",
+        needs: NEEDS,
+        run: bare_cluster,
+    },
+    Test { name: "the_chart_passes_lint_and_the_schemas_of_kubernetes", needs: &[], run: chart::is_valid },
+    Test {
+        name: "in_kubernetes_no_pull_fails_whatever_happens_to_shoal_and_uninstalling_leaves_nodes_as_they_were",
+        needs: NEEDS,
+        run: chart::life_of_a_release,
+    },
+];
 
 const NEEDS: &[&str] = &["etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge"];
 
@@ -82,7 +92,7 @@ impl Machine {
         "/opt/cni",
         "/opt/containerd",
         "/run/containerd",
-        "/run/flannel",
+        "/run/kubernetes",
         "/usr/libexec/kubernetes",
         "/var/lib/cni",
         "/var/lib/kubelet",
