@@ -1,6 +1,6 @@
 //! The chart on a real Kubernetes: one release, from its installation to its end, and what befalls it in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -92,7 +92,18 @@ struct Release<'a> {
 impl Release<'_> {
     fn install(&mut self) -> Result<()> {
         self.helm("install", &["--create-namespace", "--wait"])?;
-        self.wait_ready()
+        self.wait_ready()?;
+        ["origin", "tracker"].iter().try_for_each(|component| self.check_spread(component))
+    }
+
+    /// No node has two of a component.
+    fn check_spread(&self, component: &str) -> Result<()> {
+        let label = format!("app.kubernetes.io/component={component}");
+        let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", &label])?;
+        let pods = pods["items"].as_array().context("no pods")?;
+        let nodes = pods.iter().map(|pod| pod["spec"]["nodeName"].to_string()).collect::<BTreeSet<_>>();
+        ensure!(nodes.len() == pods.len() && pods.len() > 1, "{} of {component} are on {nodes:?}", pods.len());
+        Ok(())
     }
 
     fn pull_shared(&mut self) -> Result<()> {
