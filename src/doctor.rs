@@ -9,7 +9,7 @@ mod runtimes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 

@@ -130,8 +130,13 @@ fn configure(args: &ConfigureArgs) -> Result<()> {
         store::purge(&Root::new(&args.wish.root)?)?;
     }
     if args.hold {
-        crate::block_on(async { anyhow::Ok(shutdown::on_signal()?.cancelled_owned().await) })??;
+        crate::block_on(until_told())??;
     }
+    Ok(())
+}
+
+async fn until_told() -> Result<()> {
+    shutdown::on_signal()?.cancelled().await;
     Ok(())
 }
 

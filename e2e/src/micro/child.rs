@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use shoal_e2e::usage;
 use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, Role, Topology};
 use shoal_peer::{Node, Torrent};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{blob, memory};

@@ -52,11 +52,12 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
     let images = [(Program::find()?.recipe()?, name)];
     let plan = Plan { workers: 3, link: LINK, guard: Guard::Tokens(USERS), images: &images };
     let mut release = Release { bench, cluster: Kubernetes::start(bench, plan)?, pulls: 0 };
-    let steps: [(&str, Step<'_>); 10] = [
+    let steps: [(&str, Step<'_>); 11] = [
         ("installs with no values, and all of it becomes ready", Release::install),
         ("three nodes pull one copy, mostly from each other", Release::pull_shared),
         ("a fourth node joins and gets its first pull from peers", Release::join),
         ("an agent is deleted in mid-pull", Release::lose_agent),
+        ("an agent hangs, and its node asks it no more until it is back", Release::hang_agent),
         ("a node dies in mid-pull and comes back", Release::lose_node),
         ("every origin and tracker is killed in mid-pull", Release::lose_sources),
         ("values change in mid-pull", Release::change_values),
@@ -143,6 +144,25 @@ impl Release<'_> {
             let node = release.cluster.node(0)?.name().to_owned();
             release.kill_pods("agent", &["--field-selector", &format!("spec.nodeName={node}")])
         })?;
+        self.wait_ready()
+    }
+
+    /// It takes connections and says nothing, for less time than it takes to be restarted for that.
+    fn hang_agent(&mut self) -> Result<()> {
+        let node = Arc::clone(self.cluster.node(0)?);
+        let signal = |name: &str| node.run("pkill", &["--signal", name, "--full", "[s]hoal agent"]);
+        let wait_told = |release: &Self, told: bool| {
+            wait_until(&format!("the mirror to be told: {told}"), PATIENCE, || {
+                let mut files = release.configuration_of(0)?.into_values();
+                Ok(files.any(|text| String::from_utf8_lossy(&text).contains("127.0.0.1:5050")) == told)
+            })
+        };
+        signal("STOP")?;
+        wait_told(self, false)?;
+        let image = self.pull("hangs", |_| Ok(()))?;
+        self.cluster.upstream.check_fetched(&image, 2)?;
+        signal("CONT")?;
+        wait_told(self, true)?;
         self.wait_ready()
     }
 
