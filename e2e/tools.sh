@@ -8,7 +8,7 @@ containerd=v2.3.7
 crane=v0.22.1
 crictl=v1.37.0
 # What may take this long hangs: a module proxy that does not answer.
-patience_s=600
+patience_s=1800
 
 dir=$1
 versions="containerd $containerd, crane $crane, crictl $crictl"
