@@ -121,7 +121,8 @@ fn configure(args: &ConfigureArgs) -> Result<()> {
     if args.dry_run {
         show(&args.wish, args.remove)?;
     } else {
-        change(&args.wish, args.remove)?;
+        let (plan, wanted, kept) = change(&args.wish, args.remove)?;
+        tell(&plan, &wanted, &kept);
     }
     if let Some(user) = args.own_store {
         store::own(&Root::new(&args.wish.root)?, user)?;
@@ -153,8 +154,9 @@ fn show(wish: &WishArgs, remove: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes the node's files as wished, or as they were, and says what was done.
-fn change(wish: &WishArgs, remove: bool) -> Result<()> {
+/// Makes the node's files as wished, or as they were, and says which were changed. Gives what was planned and wanted, and the
+/// directories that stay as something else is in them.
+fn change(wish: &WishArgs, remove: bool) -> Result<(Plan, Wanted, Vec<PathBuf>)> {
     let node = Node::open_to_change(Root::new(&wish.root)?)?;
     let wanted = if remove { Ok(Wanted::default()) } else { want(&node, wish) };
     let planned = wanted.and_then(|wanted| Ok((node.plan(&wanted.files)?, wanted)));
@@ -169,8 +171,7 @@ fn change(wish: &WishArgs, remove: bool) -> Result<()> {
         };
         say(format!("{done} {}", change.path.display()));
     }
-    tell(&plan, &wanted, &kept);
-    Ok(())
+    Ok((plan, wanted, kept))
 }
 
 /// The runtimes that are found on a node.
@@ -186,7 +187,7 @@ pub(crate) fn detect(root: &Root) -> Vec<Runtime> {
 
 fn want(node: &Node, wish: &WishArgs) -> Result<Wanted> {
     if let Some(snippet) = fixed::snippet(node.root(), &wish.mirror)? {
-        bail!("{snippet}");
+        return Ok(Wanted { todo: vec![snippet], ..Wanted::default() });
     }
     let runtimes = if wish.runtimes.is_empty() { detect(node.root()) } else { wish.runtimes.clone() };
     if runtimes.is_empty() {

@@ -4,8 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -197,8 +203,6 @@ fn distributions_have_paths_of_their_own() {
 fn refusals_name_what_is_wrong_and_leave_no_trace() {
     let empty = tempfile::tempdir().unwrap();
     assert!(refusal(empty.path(), &[]).contains("no containerd, docker, crio or podman is found"));
-    put(empty.path(), "etc/os-release", "ID=talos\n");
-    assert!(refusal(empty.path(), &[]).contains("machine:"));
     let node = node();
     put(node.path(), "etc/docker/daemon.json", "{");
     let before = snapshot(node.path());
@@ -207,6 +211,91 @@ fn refusals_name_what_is_wrong_and_leave_no_trace() {
     assert!(refusal(node.path(), &["--registry", "https://ghcr.io"]).contains("such as ghcr.io"));
     assert!(refusal(node.path(), &["--runtime", "rkt"]).contains("containerd, docker, crio, podman"));
     assert!(refusal(node.path(), &["--remove", "--registry", "a.b"]).contains("cannot be used with"));
+    assert_eq!(snapshot(node.path()), before);
+}
+
+#[test]
+fn where_no_files_are_written_it_is_said_what_to_write() {
+    let talos = tempfile::tempdir().unwrap();
+    put(talos.path(), "etc/os-release", "ID=talos\n");
+    let before = snapshot(talos.path());
+    assert!(configure(talos.path(), &[]).contains("to do: this is Talos"));
+    assert_eq!(snapshot(talos.path()), before);
+}
+
+#[test]
+fn the_store_is_made_for_its_user_and_purged_with_all_else() {
+    let node = node();
+    let before = snapshot(node.path());
+    let user = rustix::process::getuid().as_raw().to_string();
+    configure(node.path(), &["--own-store", &user]);
+    put(node.path(), "var/lib/shoal/agent/blobs/x", "layer");
+    configure(node.path(), &["--remove"]);
+    assert_eq!(read(node.path(), "var/lib/shoal/agent/blobs/x"), "layer");
+    configure(node.path(), &["--remove", "--purge"]);
+    // The directory above it is the system's.
+    fs::remove_dir(node.path().join("var/lib")).unwrap();
+    fs::remove_dir(node.path().join("var")).unwrap();
+    assert_eq!(snapshot(node.path()), before);
+}
+
+/// Answers as an agent does, until it is dropped.
+struct Agent {
+    address: SocketAddr,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    fn start(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let (address, ended) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let told = ended.clone();
+        let serve = move || {
+            for stream in listener.incoming().take_while(|_| !told.load(Ordering::SeqCst)) {
+                let mut stream = stream.unwrap();
+                let _any = stream.read(&mut [0; 4096]);
+                let _gone = stream.write_all(b"HTTP/1.1 200 OK\r\nserver: shoal/0\r\ncontent-length: 0\r\n\r\n");
+            }
+        };
+        Self { address, ended, thread: Some(std::thread::spawn(serve)) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        // Wakes it.
+        let _gone = TcpStream::connect(self.address);
+        self.thread.take().map(JoinHandle::join).unwrap().unwrap();
+    }
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_mirror_is_told_while_the_agent_answers_and_taken_back_while_it_does_not_and_at_the_end() {
+    let node = node();
+    let before = snapshot(node.path());
+    let agent = Agent::start("127.0.0.1:0");
+    let address = agent.address.to_string();
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    watch.args(["node", "watch", "--mirror", &format!("http://{address}"), "--root"]).arg(node.path());
+    let mut watch = watch.stdout(Stdio::null()).spawn().unwrap();
+    let is_told = || read(node.path(), HOSTS).contains(&address);
+    eventually("told", is_told);
+    drop(agent);
+    eventually("taken back", || snapshot(node.path()) == before);
+    let _agent = Agent::start(&address);
+    eventually("told again", is_told);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&watch), rustix::process::Signal::TERM).unwrap();
+    assert!(watch.wait().unwrap().success());
     assert_eq!(snapshot(node.path()), before);
 }
 

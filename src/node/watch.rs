@@ -20,7 +20,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many times in a row without an answer, and it is broken.
 const FAILURES_MAX: u32 = 3;
-/// How often the files are looked at again: runtimes write some of them anew when they start, and registries are added.
+/// How often the files are looked at again: runtimes write some of them anew when they start, and registries are added. As long,
+/// too, nothing is tried after it failed.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// Watches until it is told to end, and then puts everything back.
@@ -39,11 +40,14 @@ pub(super) fn run(wish: &WishArgs) -> Result<()> {
                 say(format!("{} does not answer: runtimes go to the registries themselves", wish.mirror));
             }
             match change(wish, remove) {
-                Ok(()) => watch.done = Some((remove, Instant::now())),
-                Err(error) => say(format!("cannot change the runtimes' configuration: {error:#}")),
+                Ok(_) => watch.done = Some((remove, Instant::now())),
+                Err(error) => {
+                    say(format!("cannot change the runtimes' configuration: {error:#}"));
+                    ticks.reset_after(REFRESH);
+                }
             }
         }
-        change(wish, true)
+        change(wish, true).map(drop)
     })?
 }
 
