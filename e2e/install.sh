@@ -23,6 +23,7 @@ openssl:openssl
 htpasswd:apache2-utils
 curl:curl
 etcd:etcd-server
+prometheus:prometheus
 nft:nftables
 dnsmasq:dnsmasq-base
 /usr/lib/cni/bridge:containernetworking-plugins

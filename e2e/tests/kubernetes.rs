@@ -1,6 +1,7 @@
 //! Shoal in a real Kubernetes: a control plane and three workers, each with containerd, kubelet and kube-proxy.
 
 mod chart;
+mod dashboard;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,12 +25,14 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "the_chart_passes_lint_and_the_schemas_of_kubernetes", needs: &[], run: chart::is_valid },
     Test {
         name: "in_kubernetes_no_pull_fails_whatever_happens_to_shoal_and_uninstalling_leaves_nodes_as_they_were",
-        needs: NEEDS,
+        needs: NEEDS_WITH_PROMETHEUS,
         run: chart::life_of_a_release,
     },
 ];
 
 const NEEDS: &[&str] = &["etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge"];
+const NEEDS_WITH_PROMETHEUS: &[&str] =
+    &["etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge", "prometheus"];
 
 fn bare_cluster(bench: &Bench) -> Result<()> {
     let image = bench.image(&Recipe::Random { layers_mib: vec![4, 2], seed: 41 })?;

@@ -20,6 +20,7 @@ use shoal_e2e::tokens::User;
 use shoal_e2e::tools;
 use shoal_e2e::wait::wait_until;
 
+use super::dashboard::Prometheus;
 use super::{on_every_node, pod};
 
 /// Slow enough that a pull takes some seconds, so there is a middle.
@@ -52,10 +53,11 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
     let images = [(Program::find()?.recipe()?, name)];
     let plan = Plan { workers: 3, link: LINK, guard: Guard::Tokens(USERS), images: &images };
     let mut release = Release { bench, cluster: Kubernetes::start(bench, plan)?, pulls: 0 };
-    let steps: [(&str, Step<'_>); 11] = [
+    let steps: [(&str, Step<'_>); 12] = [
         ("installs with no values, and all of it becomes ready", Release::install),
         ("three nodes pull one copy, mostly from each other", Release::pull_shared),
         ("a fourth node joins and gets its first pull from peers", Release::join),
+        ("every panel of the dashboard has data", Release::watch),
         ("an agent is deleted in mid-pull", Release::lose_agent),
         ("an agent hangs, and its node asks it no more until it is back", Release::hang_agent),
         ("a node dies in mid-pull and comes back", Release::lose_node),
@@ -137,6 +139,13 @@ impl Release<'_> {
         note(format!("the node that joined got {received} of {} bytes from its peers", image.length()));
         ensure!(2 * received >= image.length(), "the node that joined got {received} bytes from its peers");
         Ok(())
+    }
+
+    fn watch(&mut self) -> Result<()> {
+        let parts = ["pods", "--namespace", NAMESPACE, "--selector", "app.kubernetes.io/name=shoal"];
+        let prometheus = Prometheus::start(self.cluster.upstream.node(), &self.cluster.get(&parts)?)?;
+        self.pull("watched", |_| Ok(()))?;
+        prometheus.check(&chart().join("files/dashboard.json"))
     }
 
     fn lose_agent(&mut self) -> Result<()> {
