@@ -14,6 +14,7 @@ test: check unit e2e
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) clippy --release --workspace --test e2e --quiet -- -D warnings
 
 # Builds the program too: its integration tests need it.
 unit:
