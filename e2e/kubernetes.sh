@@ -4,24 +4,13 @@
 # are there. Needs Go 1.26 or later.
 # Argument: the directory they go to.
 set -eu
+. "$(dirname "$0")/go.sh"
 
 # Later ones may refuse a machine with cgroup v1.
 kubernetes=v1.33.13
 helm=v3.22.0
 kubeconform=v0.8.0
-# What may take this long hangs: a module proxy that does not answer.
-patience_s=1800
-
-dir=$1
-versions="kubernetes $kubernetes, helm $helm, kubeconform $kubeconform"
-[ "$(cat "$dir/kubernetes-versions" 2>/dev/null)" != "$versions" ] || exit 0
-command -v go >/dev/null 2>&1 || {
-    echo "e2e/kubernetes.sh: no go on PATH" >&2
-    exit 1
-}
-
-# The Go that is there, and no C compiler.
-export GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN="$dir"
+begin kubernetes-versions "kubernetes $kubernetes, helm $helm, kubeconform $kubeconform"
 minor=${kubernetes#v1.}
 minor=${minor%%.*}
 
@@ -31,7 +20,7 @@ module=$dir/kubernetes-module
 mkdir -p "$module"
 cd "$module"
 echo 'module shoal.test/kubernetes' >go.mod
-timeout "$patience_s" go mod download "k8s.io/kubernetes@$kubernetes"
+bounded_go mod download "k8s.io/kubernetes@$kubernetes"
 source=$(go list -m -f '{{.Dir}}' "k8s.io/kubernetes@$kubernetes")
 {
     echo 'module shoal.test/kubernetes'
@@ -47,7 +36,7 @@ for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 done
 # One after the other, so that memory holds one at a time.
 for program in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do
-    timeout "$patience_s" go build -mod=mod -trimpath -ldflags "$stamps" -o "$dir/" "k8s.io/kubernetes/cmd/$program"
+    bounded_go build -mod=mod -trimpath -ldflags "$stamps" -o "$dir/" "k8s.io/kubernetes/cmd/$program"
 done
 # kubeconform's schemas are made of this.
 install -m 644 "$source/api/openapi-spec/swagger.json" "$dir/kubernetes-swagger.json"
@@ -56,6 +45,6 @@ cd "$dir"
 # Without these, helm takes the cluster for one of another version.
 stamps="-s -w -X helm.sh/helm/v3/internal/version.version=$helm"
 stamps="$stamps -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$minor"
-timeout "$patience_s" go install -ldflags "$stamps" "helm.sh/helm/v3/cmd/helm@$helm"
-timeout "$patience_s" go install -ldflags '-s -w' "github.com/yannh/kubeconform/cmd/kubeconform@$kubeconform"
-echo "$versions" >"$dir/kubernetes-versions"
+bounded_go install -ldflags "$stamps" "helm.sh/helm/v3/cmd/helm@$helm"
+bounded_go install -ldflags '-s -w' "github.com/yannh/kubeconform/cmd/kubeconform@$kubeconform"
+finish

@@ -25,7 +25,6 @@ use crate::lab::{Lab, in_hub};
 use crate::node::{Link, Node};
 use crate::process::tail;
 use crate::registry::{Guard, HOST, Registry};
-use crate::runtime::Containerd;
 use crate::tools;
 use control_plane::ControlPlane;
 use worker::Worker;
@@ -127,14 +126,6 @@ impl Kubernetes {
     /// When it was killed.
     pub fn node(&self, index: usize) -> Result<&Arc<Node>> {
         self.workers[index].node()
-    }
-
-    /// The containerd of a worker.
-    ///
-    /// # Errors
-    /// When it was killed.
-    pub fn containerd(&self, index: usize) -> Result<&Containerd> {
-        self.workers[index].containerd()
     }
 
     /// How many workers there are, dead ones too.

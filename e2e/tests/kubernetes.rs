@@ -30,9 +30,9 @@ pub(crate) const TESTS: &[Test] = &[
     },
 ];
 
-const NEEDS: &[&str] = &["etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge"];
 const NEEDS_WITH_PROMETHEUS: &[&str] =
-    &["etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge", "prometheus"];
+    &["prometheus", "etcd", "containerd", "ctr", "runc", "nft", "dnsmasq", "/usr/lib/cni/bridge"];
+const NEEDS: &[&str] = NEEDS_WITH_PROMETHEUS.split_at(1).1;
 
 fn bare_cluster(bench: &Bench) -> Result<()> {
     let image = bench.image(&Recipe::Random { layers_mib: vec![4, 2], seed: 41 })?;

@@ -34,7 +34,7 @@ pub(super) struct Worker {
 struct Alive {
     // First: all others die with it.
     node: Arc<Node>,
-    containerd: Containerd,
+    _containerd: Containerd,
     kubelet: Process,
     _kube_proxy: Process,
     // Last: nothing may run in it.
@@ -68,7 +68,7 @@ impl Worker {
         let cgroup = Cgroup::make(&format!("shoal-{}", self.name))?;
         let kubelet = node.start("kubelet", self.kubelet(&node, &cgroup, control_plane)?)?;
         let kube_proxy = node.start("kube-proxy", self.kube_proxy(&node, control_plane)?)?;
-        self.alive = Some(Alive { node, containerd, kubelet, _kube_proxy: kube_proxy, _cgroup: cgroup });
+        self.alive = Some(Alive { node, _containerd: containerd, kubelet, _kube_proxy: kube_proxy, _cgroup: cgroup });
         Ok(())
     }
 
@@ -80,11 +80,6 @@ impl Worker {
     /// Its node.
     pub(super) fn node(&self) -> Result<&Arc<Node>> {
         Ok(&self.alive()?.node)
-    }
-
-    /// Its containerd.
-    pub(super) fn containerd(&self) -> Result<&Containerd> {
-        Ok(&self.alive()?.containerd)
     }
 
     /// What its kubelet says.

@@ -22,7 +22,8 @@ const RANGES: u8 = 3;
 const RANGE_BYTES: u32 = 1 << 20;
 
 /// Plugins that no test needs; the last one writes to /opt.
-const DISABLED: [&str; 3] = ["snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "internal.v1.opt"];
+const DISABLED: [&str; 3] =
+    ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"];
 
 /// A running containerd.
 #[derive(Debug)]
@@ -106,10 +107,9 @@ impl Containerd {
         let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
         // Without the last one no sandbox starts where root may not lower an OOM score.
         let settings = format!(
-            "version = 2\ndisabled_plugins = {:?}\n[{cri}]\nsandbox_image = {pause:?}\ndisable_apparmor = true\n\
+            "version = 2\ndisabled_plugins = {DISABLED:?}\n[{cri}]\nsandbox_image = {pause:?}\ndisable_apparmor = true\n\
              restrict_oom_score_adj = true\n\
-             [{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\n[{cri}.registry]\nconfig_path = \"/etc/containerd/certs.d\"\n",
-            DISABLED.map(|name| format!("io.containerd.{name}")),
+             [{cri}.cni]\nbin_dir = \"/usr/lib/cni\"\n[{cri}.registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
         );
         let etc = node.own("/etc")?.join("containerd");
         let (config, certs_d) = (etc.join("config.toml"), etc.join("certs.d"));
@@ -128,8 +128,7 @@ impl Containerd {
         config: &Path,
         certs_d: PathBuf,
     ) -> Result<Self> {
-        let disabled = DISABLED.map(|name| format!("io.containerd.{name}"));
-        let disabled = disabled.iter().map(String::as_str).chain(plugins.iter().copied()).collect::<Vec<_>>();
+        let disabled = [&DISABLED[..], plugins].concat();
         let socket = node.run_dir().join("containerd.sock");
         let text = format!(
             "root = {:?}\nstate = {:?}\ndisabled_plugins = {disabled:?}\n{}[grpc]\naddress = {socket:?}\n",
