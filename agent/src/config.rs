@@ -123,10 +123,7 @@ impl Config {
 
     /// Where the node stands, and what peers are told to dial: as given, and for the rest as Kubernetes knows its node.
     pub(crate) async fn place(&self) -> (Topology, Option<SocketAddr>) {
-        let Place { topology, address } = match &self.node_name {
-            Some(node) => shoal_kube::place_of(node, &self.rack_label).await,
-            None => Place::default(),
-        };
+        let Place { topology, address } = shoal_kube::place_of(self.node_name.as_deref(), &self.rack_label).await;
         let port = self.peer_listen.port();
         // Another address listened on is what others dial, and a port that is not known yet is no use.
         let address = address.filter(|_| self.peer_listen.ip().is_unspecified() && port != 0);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{AdminParts, Metrics, serve_admin, shutdown};
-use shoal_kube::Place;
 use shoal_meta::{PeerInfo, Role, Topology};
 use shoal_peer::Node;
 use shoal_proto::origin::v1::origin_server::OriginServer;
@@ -161,10 +160,7 @@ impl std::fmt::Debug for Running {
 }
 
 async fn peer_config(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<shoal_peer::Config> {
-    let place = match &config.node_name {
-        Some(node) => shoal_kube::place_of(node, &config.rack_label).await,
-        None => Place::default(),
-    };
+    let place = shoal_kube::place_of(config.node_name.as_deref(), &config.rack_label).await;
     let topology = Topology { zone: config.zone.clone(), rack: config.rack.clone() };
     Ok(shoal_peer::Config {
         listen: config.peer_listen,

@@ -24,9 +24,10 @@ pub struct Place {
     pub address: Option<IpAddr>,
 }
 
-/// Reads where the node of this name stands; its rack is in the label named. Takes five seconds at most. What cannot be read is
-/// not known, and logged.
-pub async fn place_of(node: &str, rack_label: &str) -> Place {
+/// Reads where the node of this name stands, if there is a name; its rack is in the label named. Takes five seconds at most. What
+/// cannot be read is not known, and logged.
+pub async fn place_of(node: Option<&str>, rack_label: &str) -> Place {
+    let Some(node) = node else { return Place::default() };
     let read = async {
         let client = Client::try_default().await?;
         Api::<Node>::all(client).get(node).await
