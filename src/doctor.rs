@@ -3,7 +3,6 @@
 //! [`runtimes`] looks at the files and daemons of the runtimes, [`agent`] asks the agent over HTTP. Nothing is changed.
 
 mod agent;
-pub(crate) mod http;
 mod runtimes;
 
 use std::path::PathBuf;

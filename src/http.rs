@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::header::{HOST, HeaderMap};
+use hyper::header::{HOST, HeaderMap, SERVER};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,8 +23,15 @@ const ANSWER_LENGTH_MAX: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
+    headers: HeaderMap,
     pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// Whether an agent gave it, and not another program that has its port.
+    pub(crate) fn is_of_shoal(&self) -> bool {
+        self.headers.get(SERVER).is_some_and(|server| server.as_bytes().starts_with(b"shoal/"))
+    }
 }
 
 /// Asks a server over TCP.
@@ -44,7 +51,7 @@ pub(crate) async fn get(server: &Mirror, path: &str) -> Result<Answer> {
 ///
 /// # Errors
 /// As [`get`].
-pub(super) async fn get_at(socket: &Path, path: &str) -> Result<Answer> {
+pub(crate) async fn get_at(socket: &Path, path: &str) -> Result<Answer> {
     let asked = async { ask(UnixStream::connect(socket).await?, "localhost", path).await };
     tokio::time::timeout(TIMEOUT, asked).await.context("no answer within 5 s")?
 }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod doctor;
+mod http;
 mod node;
 mod parts;
 mod simulate;

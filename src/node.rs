@@ -144,7 +144,7 @@ async fn until_told() -> Result<()> {
 /// Shows what would change.
 fn show(wish: &WishArgs, remove: bool) -> Result<()> {
     let node = Node::open(Root::new(&wish.root)?)?;
-    let wanted = if remove { Wanted::default() } else { want(&node, wish)? };
+    let wanted = want(&node, wish, remove)?;
     let plan = node.plan(&wanted.files)?;
     for change in &plan.changes {
         let path = change.path.display().to_string();
@@ -158,8 +158,7 @@ fn show(wish: &WishArgs, remove: bool) -> Result<()> {
 /// directories that stay as something else is in them.
 fn change(wish: &WishArgs, remove: bool) -> Result<(Plan, Wanted, Vec<PathBuf>)> {
     let node = Node::open_to_change(Root::new(&wish.root)?)?;
-    let wanted = if remove { Ok(Wanted::default()) } else { want(&node, wish) };
-    let planned = wanted.and_then(|wanted| Ok((node.plan(&wanted.files)?, wanted)));
+    let planned = want(&node, wish, remove).and_then(|wanted| Ok((node.plan(&wanted.files)?, wanted)));
     // A refusal leaves no trace of the directory that was locked.
     let (plan, wanted) = planned.or_else(|error| node.forget_unused().and(Err(error)))?;
     let kept = node.apply(&plan)?;
@@ -185,7 +184,11 @@ pub(crate) fn detect(root: &Root) -> Vec<Runtime> {
     Runtime::value_variants().iter().copied().filter(found).collect()
 }
 
-fn want(node: &Node, wish: &WishArgs) -> Result<Wanted> {
+/// What is wished of a node, or nothing.
+fn want(node: &Node, wish: &WishArgs, remove: bool) -> Result<Wanted> {
+    if remove {
+        return Ok(Wanted::default());
+    }
     if let Some(snippet) = fixed::snippet(node.root(), &wish.mirror)? {
         return Ok(Wanted { todo: vec![snippet], ..Wanted::default() });
     }

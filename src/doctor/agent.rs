@@ -4,11 +4,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use hyper::StatusCode;
-use hyper::header::SERVER;
 use serde_json::Value;
 
 use super::Check;
-use super::http::get;
+use crate::http::get;
 use crate::node::mirror::Mirror;
 use crate::node::root::Root;
 
@@ -37,9 +36,7 @@ async fn front(mirror: &Mirror) -> Check {
             format!("{mirror} does not answer: {error:#}; runtimes go to the registries themselves"),
             "start the agent (kubectl -n shoal get pods -o wide, or shoal agent), or give --mirror its `listen` address",
         ),
-        Ok(answer) if answer.headers.get(SERVER).is_some_and(|server| server.as_bytes().starts_with(b"shoal/")) => {
-            Check::ok(name, format!("{mirror} answers"))
-        }
+        Ok(answer) if answer.is_of_shoal() => Check::ok(name, format!("{mirror} answers")),
         Ok(_) => Check::fail(
             name,
             format!("another program answers at {mirror}"),

@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::http::get_at;
 use super::{Check, Status};
+use crate::http::get_at;
 use crate::node::containerd::config::Config;
 use crate::node::containerd::hosts::{self, Standing};
 use crate::node::containerd::{self, Installation};

@@ -40,7 +40,7 @@ fn configure(root: &Path, registries: &[&str], remove: bool) -> Vec<PathBuf> {
         set_config_path: true,
     };
     let node = Node::open_to_change(Root::new(root).unwrap()).unwrap();
-    let wanted = if remove { Wanted::default() } else { want(&node, &wish).unwrap() };
+    let wanted = want(&node, &wish, remove).unwrap();
     let plan = node.plan(&wanted.files).unwrap();
     node.apply(&plan).unwrap();
     plan.changes.into_iter().map(|change| change.path).collect()

@@ -6,13 +6,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hyper::header::SERVER;
 use shoal_kit::shutdown;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::mirror::Mirror;
 use super::{WishArgs, change, say};
-use crate::doctor::http::get;
+use crate::http::get;
 
 /// How often the agent is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -51,11 +50,10 @@ pub(super) fn run(wish: &WishArgs) -> Result<()> {
     })?
 }
 
-/// Whether the agent answers, and not another program that has its port.
+/// Whether the agent answers in time.
 async fn answers(mirror: &Mirror) -> bool {
     let answer = timeout(PATIENCE, get(mirror, "/v2/")).await;
-    let server = answer.ok().and_then(Result::ok).and_then(|answer| answer.headers.get(SERVER).cloned());
-    server.is_some_and(|server| server.as_bytes().starts_with(b"shoal/"))
+    answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.is_of_shoal()))
 }
 
 /// What was heard of the agent, and done about it.
