@@ -1,4 +1,4 @@
-//! Protocol buffers of the tracker, the origin and the peer wire, and their conversions to `shoal-meta`'s words.
+//! Protocol buffers of the tracker, the origin, preheating and the peer wire, and their conversions to `shoal-meta`'s words.
 //!
 //! The code in `generated/` is checked in, so building needs no protoc; a test fails when it drifts from `shoal/*.proto`.
 //! Without the feature `grpc` only message types are built: the sans-IO swarm uses those and must not see tokio.
@@ -35,6 +35,21 @@ pub mod origin {
     )]
     pub mod v1 {
         include!("generated/shoal.origin.v1.rs");
+    }
+}
+
+/// The service and messages of preheating.
+pub mod preheat {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        reason = "generated from shoal/preheat.proto"
+    )]
+    pub mod v1 {
+        include!("generated/shoal.preheat.v1.rs");
     }
 }
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 3] = ["shoal/tracker.proto", "shoal/origin.proto", "shoal/wire.proto"];
+const PROTOS: [&str; 4] = ["shoal/tracker.proto", "shoal/origin.proto", "shoal/preheat.proto", "shoal/wire.proto"];
 
 #[test]
 fn generated_code_has_not_drifted() {

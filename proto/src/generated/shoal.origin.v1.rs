@@ -109,6 +109,25 @@ pub struct AuthorizeResponse {
     #[prost(uint32, tag = "1")]
     pub valid_ms: u32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrantRequest {
+    /// Registry and repository as in Access.
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub repository: ::prost::alloc::string::String,
+    /// Pull secrets, as Docker's config.json; the first that knows the registry counts.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub docker_configs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Chosen by the caller, at random: shown as the authorization `Shoal-Ticket <ticket>`. 16 to 64 characters.
+    #[prost(string, tag = "4")]
+    pub ticket: ::prost::alloc::string::String,
+    /// For how long it is good; an hour at most.
+    #[prost(uint32, tag = "5")]
+    pub valid_ms: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrantResponse {}
 /// What upstream said, for the agent to say again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpstreamError {
@@ -294,6 +313,29 @@ pub mod origin_client {
                 .insert(GrpcMethod::new("shoal.origin.v1.Origin", "Authorize"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lets whoever shows a ticket read a repository as a pull secret may, for a while: so that nodes fetch ahead what they have no
+        /// credentials for. Repeating it prolongs the ticket. UpstreamError when the registry refuses the credentials.
+        pub async fn grant(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GrantRequest>,
+        ) -> std::result::Result<tonic::Response<super::GrantResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.origin.v1.Origin/Grant",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.origin.v1.Origin", "Grant"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -335,6 +377,12 @@ pub mod origin_server {
             tonic::Response<super::AuthorizeResponse>,
             tonic::Status,
         >;
+        /// Lets whoever shows a ticket read a repository as a pull secret may, for a while: so that nodes fetch ahead what they have no
+        /// credentials for. Repeating it prolongs the ticket. UpstreamError when the registry refuses the credentials.
+        async fn grant(
+            &self,
+            request: tonic::Request<super::GrantRequest>,
+        ) -> std::result::Result<tonic::Response<super::GrantResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct OriginServer<T> {
@@ -529,6 +577,49 @@ pub mod origin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AuthorizeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.origin.v1.Origin/Grant" => {
+                    #[allow(non_camel_case_types)]
+                    struct GrantSvc<T: Origin>(pub Arc<T>);
+                    impl<T: Origin> tonic::server::UnaryService<super::GrantRequest>
+                    for GrantSvc<T> {
+                        type Response = super::GrantResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GrantRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Origin>::grant(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GrantSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
