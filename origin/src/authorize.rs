@@ -310,8 +310,7 @@ mod tests {
         let missing = UpstreamError::NotFound { code: shoal_registry::OciCode::BlobUnknown, message: String::new() };
         remember(&known, &notes, anybody.clone(), blob("b"), &Err(missing)).await;
         assert!(has_note().await);
-        remember(&known, &notes, anybody.clone(), blob("b"), &Err(UpstreamError::Unauthorized { challenge: None }))
-            .await;
+        remember(&known, &notes, anybody.clone(), blob("b"), &Err(UpstreamError::unauthorized("no"))).await;
         assert!(!has_note().await);
     }
 
@@ -322,7 +321,7 @@ mod tests {
         known.note(me.clone(), blob("a"), &Ok(()), start);
         known.note(me.clone(), blob("a"), &Err(UpstreamError::Server { status: 502, retry_after: None }), later);
         assert!(matches!(known.judge(&me, &blob("a"), later), Some(Ok(_))));
-        known.note(me.clone(), blob("a"), &Err(UpstreamError::Unauthorized { challenge: None }), later);
+        known.note(me.clone(), blob("a"), &Err(UpstreamError::unauthorized("no")), later);
         assert!(matches!(known.judge(&me, &blob("a"), later), Some(Err(_))));
         assert!(!known.has_grace(&me, &blob("a"), later));
     }

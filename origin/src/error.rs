@@ -135,7 +135,10 @@ mod tests {
     #[test]
     fn the_challenge_travels_in_binary_metadata() {
         let challenge = "Bearer realm=\"https://auth.example/token\"";
-        let error = OriginError::from(UpstreamError::Unauthorized { challenge: Some(challenge.to_owned()) });
+        let error = OriginError::from(UpstreamError::Unauthorized {
+            challenge: Some(challenge.to_owned()),
+            message: "no".to_owned(),
+        });
         let status = error.to_status();
         assert_eq!(status.code(), Code::Unauthenticated);
         let bytes = status.metadata().get_bin(UPSTREAM_ERROR_METADATA).unwrap().to_bytes().unwrap();

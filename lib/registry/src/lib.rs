@@ -21,7 +21,7 @@ pub use path::Route;
 pub use private_images::PrivateImages;
 pub use range::RangeSet;
 pub use reference::{Reference, ReferenceError, Repository};
-pub use secret::Secret;
+pub use secret::{Secret, TICKET_SCHEME};
 pub use upstream::{
     Access, Account, BlobBody, Config, ConfigError, Document, ErrorParts, Givers, Manifest, RegistryConfig, SignedIn,
     Timing, Upstream, UpstreamError,

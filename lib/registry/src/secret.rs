@@ -6,6 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
+/// The scheme of an `Authorization` that stands for credentials which origins were given: `Shoal-Ticket <ticket>`.
+pub const TICKET_SCHEME: &str = "Shoal-Ticket";
+
 /// A credential, such as the whole value of an `Authorization` header.
 ///
 /// It can be compared and hashed, so it can be part of a cache's key, but `Debug` shows nothing of it.
@@ -22,6 +25,14 @@ impl Secret {
     /// The `Authorization` header of a user (RFC 7617).
     pub(crate) fn basic(user: &str, password: &str) -> Self {
         Self(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+    }
+
+    /// The ticket, if this is an `Authorization` of [`TICKET_SCHEME`].
+    #[must_use]
+    pub fn ticket(&self) -> Option<&str> {
+        let value = self.0.trim_start();
+        let (scheme, ticket) = value.split_once(' ').unwrap_or((value, ""));
+        scheme.eq_ignore_ascii_case(TICKET_SCHEME).then(|| ticket.trim())
     }
 
     /// The credential itself, to be put on the wire and nowhere else.
@@ -65,5 +76,18 @@ mod tests {
         let secret = Secret::new("Bearer abcdef");
         assert_eq!(format!("{secret:?}"), "Secret(redacted)");
         assert_eq!(format!("{:?}", secret.header().unwrap()), "Sensitive");
+    }
+
+    #[test]
+    fn a_ticket_is_known_by_its_scheme_however_it_is_written() {
+        for (value, ticket) in [
+            ("Shoal-Ticket abc", Some("abc")),
+            (" shoal-ticket  abc ", Some("abc")),
+            ("Shoal-Ticket", Some("")),
+            ("Bearer Shoal-Ticket abc", None),
+            ("Shoal-Tickets abc", None),
+        ] {
+            assert_eq!(Secret::new(value).ticket(), ticket, "{value}");
+        }
     }
 }

@@ -321,6 +321,12 @@ impl Access {
     pub fn new(repository: Repository) -> Self {
         Self { repository, authorization: None }
     }
+
+    /// Whether a ticket is shown, which an origin redeems: upstream never sees one.
+    #[must_use]
+    pub fn is_ticket(&self) -> bool {
+        self.authorization.as_ref().is_some_and(|authorization| authorization.ticket().is_some())
+    }
 }
 
 impl BlobBody {

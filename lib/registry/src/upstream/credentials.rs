@@ -78,6 +78,11 @@ impl Credentials {
     }
 }
 
+/// The entry for a repository in a file that came from elsewhere: helpers and the store that it names are never run.
+pub(super) fn entry_of(text: &[u8], repository: &Repository) -> Result<Option<Credential>, Cause> {
+    Ok(Document::parse(text)?.entry(repository).cloned())
+}
+
 /// A file, as it was when it could last be read.
 #[derive(Debug)]
 struct Watched {

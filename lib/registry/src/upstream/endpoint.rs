@@ -331,7 +331,7 @@ mod tests {
         let mirrors = vec!["https://mirror.example".to_owned()];
         let places = places(RegistryConfig { mirrors, ..RegistryConfig::default() }).unwrap();
         let mirror = &places.mirrors[0];
-        mirror.note(&UpstreamError::Unauthorized { challenge: None });
+        mirror.note(&UpstreamError::unauthorized("no"));
         assert_eq!(places.mirrors(false).count(), 1);
         mirror.note(&UpstreamError::Server { status: 500, retry_after: None });
         assert_eq!(places.mirrors(false).count(), 0);

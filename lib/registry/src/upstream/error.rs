@@ -16,11 +16,14 @@ use crate::error::{OciCode, OciError};
 /// [`Timeout`](Self::Timeout); the client of this module has already retried them as [`Timing`](super::Timing) says.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UpstreamError {
-    /// 401: the caller's credentials, or their absence, were refused. Not retryable with the same credentials.
-    #[error("upstream asks for authentication")]
+    /// 401: the caller's credentials, or their absence, were refused: by upstream, or a ticket by an origin. Not retryable with
+    /// the same credentials.
+    #[error("the caller is not authorised: {message}")]
     Unauthorized {
         /// Upstream's `WWW-Authenticate`, word for word.
         challenge: Option<String>,
+        /// What upstream said.
+        message: String,
     },
     /// 403: the caller may not have it. Not retryable.
     #[error("upstream denies access: {message}")]
@@ -182,6 +185,12 @@ pub struct ErrorParts {
 }
 
 impl UpstreamError {
+    /// Refuses credentials without a challenge that could be answered.
+    #[must_use]
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::Unauthorized { challenge: None, message: message.into() }
+    }
+
     /// Wraps what broke the connection.
     pub(crate) fn transport(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Transport(Arc::from(cause.into()))
@@ -240,7 +249,7 @@ impl UpstreamError {
     }
 
     fn challenge(&self) -> Option<String> {
-        if let Self::Unauthorized { challenge } = self { challenge.clone() } else { None }
+        if let Self::Unauthorized { challenge, .. } = self { challenge.clone() } else { None }
     }
 
     /// The answer for a client: 401, 403 and 404 as upstream or the configuration gave them, and 503 for the rest, on which
@@ -277,14 +286,14 @@ impl UpstreamError {
     pub fn to_parts(&self) -> ErrorParts {
         let (status, code) = self.status_and_code();
         let message = match self {
-            Self::Denied { message }
+            Self::Unauthorized { message, .. }
+            | Self::Denied { message }
             | Self::Excluded { reason: message }
             | Self::NotFound { message, .. }
             | Self::Refused { message, .. }
             | Self::Protocol(message) => message.clone(),
             Self::Transport(cause) => chain(cause.as_ref()),
-            Self::Unauthorized { .. }
-            | Self::Offline { .. }
+            Self::Offline { .. }
             | Self::RateLimited { .. }
             | Self::Server { .. }
             | Self::Timeout { .. }
@@ -301,7 +310,7 @@ impl UpstreamError {
         let ErrorParts { status, code, message, www_authenticate, retry_after } = parts;
         let Ok(code) = code.parse::<OciCode>();
         match status {
-            401 => Self::Unauthorized { challenge: www_authenticate },
+            401 => Self::Unauthorized { challenge: www_authenticate, message },
             403 => Self::Denied { message },
             404 => Self::NotFound { code, message },
             429 => Self::RateLimited { retry_after },
@@ -337,7 +346,7 @@ mod tests {
         let message = "m".to_owned();
         let wait = Some(Duration::from_secs(7));
         vec![
-            UpstreamError::Unauthorized { challenge: Some("Bearer realm=\"x\"".to_owned()) },
+            UpstreamError::Unauthorized { challenge: Some("Bearer realm=\"x\"".to_owned()), message: message.clone() },
             UpstreamError::Denied { message: message.clone() },
             UpstreamError::NotFound { code: OciCode::BlobUnknown, message: message.clone() },
             UpstreamError::RateLimited { retry_after: wait },
@@ -376,6 +385,7 @@ mod tests {
             assert_eq!(again.is_retryable(), error.is_retryable(), "{error}");
             assert_eq!(again.to_oci_error().status, error.to_oci_error().status, "{error}");
             assert_eq!(again.to_parts().www_authenticate, parts.www_authenticate);
+            assert!(again.to_string().contains(&parts.message), "{again}");
             assert_eq!(again.to_parts().retry_after, parts.retry_after);
         }
     }

@@ -118,6 +118,9 @@ impl Upstream {
         F: Future<Output = Result<T, UpstreamError>>,
     {
         self.permits(&ask.access.repository)?;
+        if ask.access.is_ticket() {
+            return Err(UpstreamError::unauthorized("a ticket is for origins alone"));
+        }
         if self.0.offline {
             return Err(UpstreamError::Offline { code: ask.unknown });
         }
@@ -219,7 +222,9 @@ impl Answer {
         let challenge = challenge_of(self.response.headers());
         let said = Said::read(self.response, timing).await;
         match status {
-            StatusCode::UNAUTHORIZED if self.from_registry => UpstreamError::Unauthorized { challenge },
+            StatusCode::UNAUTHORIZED if self.from_registry => {
+                UpstreamError::Unauthorized { challenge, message: said.message }
+            }
             StatusCode::FORBIDDEN if self.from_registry => UpstreamError::Denied { message: said.message },
             StatusCode::NOT_FOUND => {
                 UpstreamError::NotFound { code: said.code.unwrap_or(unknown), message: said.message }
@@ -234,16 +239,27 @@ impl Answer {
 }
 
 /// What an error body says.
-struct Said {
+pub(super) struct Said {
     code: Option<OciCode>,
-    message: String,
+    pub(super) message: String,
 }
 
 impl Said {
     async fn read(response: Response<Incoming>, timing: Timing) -> Self {
+        let status = response.status();
+        let content = read_document(response.into_body(), ERROR_LENGTH_MAX, timing).await.unwrap_or_default();
+        Self::of(status, &content)
+    }
+
+    /// Reads the error body of a registry or of its token service.
+    pub(super) fn of(status: StatusCode, content: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Body {
+            #[serde(default)]
             errors: Vec<One>,
+            /// What Docker Hub's token service says, and those of OAuth2 (RFC 6749, section 5.2).
+            #[serde(alias = "error_description")]
+            details: Option<serde_json::Value>,
         }
         #[derive(Deserialize)]
         struct One {
@@ -251,18 +267,17 @@ impl Said {
             #[serde(default)]
             message: Option<String>,
         }
-        let status = response.status();
-        let content = read_document(response.into_body(), ERROR_LENGTH_MAX, timing).await.unwrap_or_default();
-        let first = serde_json::from_slice::<Body>(&content).ok().and_then(|body| body.errors.into_iter().next());
-        let fallback = || status.canonical_reason().unwrap_or("no reason given").to_ascii_lowercase();
-        match first {
-            Some(One { code, message }) => {
-                let Ok(code) = code.parse::<OciCode>();
-                let message = message.filter(|text| !text.is_empty()).map_or_else(fallback, |text| excerpt(&text));
-                Self { code: (code != OciCode::Unknown).then_some(code), message }
-            }
-            None => Self { code: None, message: fallback() },
-        }
+        let Body { errors, details } =
+            serde_json::from_slice(content).unwrap_or(Body { errors: Vec::new(), details: None });
+        let first = errors.into_iter().next();
+        let code = first.as_ref().map_or(OciCode::Unknown, |one| match one.code.parse() {
+            Ok(code) => code,
+        });
+        let details = details.as_ref().and_then(serde_json::Value::as_str).map(str::to_owned);
+        let text = first.and_then(|one| one.message).or(details).filter(|text| !text.is_empty());
+        let reason = || status.canonical_reason().unwrap_or("no reason given").to_ascii_lowercase();
+        let message = text.map_or_else(reason, |text| excerpt(&text));
+        Self { code: (code != OciCode::Unknown).then_some(code), message }
     }
 }
 

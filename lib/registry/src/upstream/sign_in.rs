@@ -1,32 +1,33 @@
-//! A user and a password taken to the registry they are for, on behalf of clients that sign in at a mirror: dockerd, podman.
+//! A user and a password taken to the registry they are for: on behalf of clients that sign in at a mirror, dockerd and podman, and
+//! of pull secrets that an origin is given.
 //!
-//! Called by the agent's token service. Nothing is kept here: a client asks again when its token ends.
+//! Called by the agent's token service and the origin's tickets. Nothing is kept here: they ask again when a token ends.
 
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
+use http::{Request, Uri, header};
 use http_body_util::Full;
 use tokio::time::Instant;
 
 use super::challenge::{self, Challenge};
-use super::credentials::Credential;
+use super::credentials::{Credential, entry_of};
 use super::endpoint::{Endpoint, registry_name};
-use super::request::{Answer, challenge_of, send};
+use super::request::{Answer, send};
 use super::{Upstream, UpstreamError, retry};
 use crate::error::OciCode;
 use crate::reference::{Repository, is_registry_like, split_registry};
 use crate::secret::Secret;
 
-/// A user of one registry, with the password.
+/// A user of one registry, with what proves it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
     /// The registry, as in [`Repository`].
     pub registry: String,
-    /// The `Authorization` header of the Basic scheme, for that registry alone.
-    authorization: Secret,
+    /// For that registry, and the token service it names, alone.
+    credential: Credential,
 }
 
 /// What a registry gave for a password.
@@ -40,6 +41,10 @@ pub struct SignedIn {
 
 /// How long what does not end is used before it is checked again.
 const LIFETIME_ENDLESS: Duration = Duration::from_secs(300);
+/// The most pull secrets looked through for one account.
+const CONFIGS_MAX: usize = 16;
+/// The most bytes of pull secrets looked through for one account.
+const CONFIGS_LENGTH_MAX: usize = 1024 * 1024;
 
 impl Account {
     /// Reads an `Authorization` header of the Basic scheme (RFC 7617). The user's name says for which registry the password
@@ -51,8 +56,33 @@ impl Account {
         let decoded = String::from_utf8(decoded).ok()?;
         let (name, password) = split_name(&decoded)?;
         let (registry, user) = split_registry(name);
-        let authorization = Secret::basic(user, password);
-        Some(Self { registry: registry_name(registry).ok()?, authorization })
+        let credential = Credential::Basic(Secret::basic(user, password));
+        Some(Self { registry: registry_name(registry).ok()?, credential })
+    }
+
+    /// Finds the account for a repository in pull secrets, each in one of the forms a `docker_config` may have: the first that has
+    /// an entry counts, and one that cannot be read only if no other has. They come from elsewhere: credential helpers that
+    /// they name are not run. `None` when no entry is for the repository.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Request`] when they are more than 16 or more than 1 MiB, or one that cannot be read may have had the entry.
+    pub fn from_docker_configs(configs: &[Vec<u8>], repository: &Repository) -> Result<Option<Self>, UpstreamError> {
+        let length: usize = configs.iter().map(Vec::len).sum();
+        if configs.len() > CONFIGS_MAX || length > CONFIGS_LENGTH_MAX {
+            let message = format!("pull secrets are more than {CONFIGS_MAX} or than {CONFIGS_LENGTH_MAX} bytes");
+            return Err(UpstreamError::Request(message));
+        }
+        let mut unreadable = None;
+        for config in configs {
+            match entry_of(config, repository) {
+                Ok(Some(credential)) => {
+                    return Ok(Some(Self { registry: repository.registry.clone(), credential }));
+                }
+                Ok(None) => {}
+                Err(cause) => unreadable = Some(format!("a pull secret cannot be read: {cause}")),
+            }
+        }
+        unreadable.map_or(Ok(None), |message| Err(UpstreamError::Request(message)))
     }
 }
 
@@ -73,35 +103,36 @@ impl Upstream {
         }
         let endpoint = self.0.endpoints.find(&account.registry).registry;
         let ping = |authorization| self.unless_it_rests(&account.registry, self.ping(&endpoint, authorization));
-        let asked = retry(self.0.timing, || ping(None)).await?;
-        let Some(challenge) = asked else {
-            return Ok(SignedIn { authorization: None, lifetime: LIFETIME_ENDLESS });
+        let challenge = match retry(self.0.timing, || ping(None)).await {
+            Ok(()) => return Ok(SignedIn { authorization: None, lifetime: LIFETIME_ENDLESS }),
+            Err(UpstreamError::Unauthorized { challenge, .. }) => challenge.unwrap_or_default(),
+            Err(error) => return Err(error),
         };
-        match challenge::parse(&challenge) {
-            Some(Challenge::Bearer { realm, service, scopes: _ }) => {
+        match (challenge::parse(&challenge), &account.credential) {
+            (Some(Challenge::Bearer { realm, service, scopes: _ }), credential) => {
                 let name = repository.map(|repository| endpoint.locate(repository)).transpose()?;
                 let scopes: Vec<_> = name.iter().map(|located| format!("repository:{}:pull", located.name)).collect();
-                let credential = Credential::Basic(account.authorization.clone());
-                let bought = self.buy_token(&endpoint, &realm, service.as_deref(), &scopes, Some(&credential)).await;
+                let bought = self.buy_token(&endpoint, &realm, service.as_deref(), &scopes, Some(credential)).await;
                 let granted = bought.map_err(refused)?;
                 let lifetime = granted.until.saturating_duration_since(Instant::now());
                 Ok(SignedIn { authorization: Some(granted.authorization), lifetime })
             }
-            Some(Challenge::Basic) => {
-                let again = retry(self.0.timing, || ping(Some(&account.authorization))).await?;
-                match again {
-                    None => {
-                        Ok(SignedIn { authorization: Some(account.authorization.clone()), lifetime: LIFETIME_ENDLESS })
-                    }
-                    Some(_) => Err(UpstreamError::Unauthorized { challenge: None }),
-                }
+            (Some(Challenge::Basic), Credential::Basic(authorization)) => {
+                retry(self.0.timing, || ping(Some(authorization))).await.map_err(refused)?;
+                Ok(SignedIn { authorization: Some(authorization.clone()), lifetime: LIFETIME_ENDLESS })
             }
-            None => Err(UpstreamError::Unauthorized { challenge: Some(challenge) }),
+            (Some(Challenge::Basic), Credential::Identity(_)) => {
+                Err(UpstreamError::unauthorized("it wants a user and a password, and the credentials are a token"))
+            }
+            (None, _) => {
+                let message = "the registry's challenge is not understood".to_owned();
+                Err(UpstreamError::Unauthorized { challenge: Some(challenge), message })
+            }
         }
     }
 
-    /// Asks a registry's `/v2/`. Gives its challenge, or nothing if it has none.
-    async fn ping(&self, endpoint: &Endpoint, authorization: Option<&Secret>) -> Result<Option<String>, UpstreamError> {
+    /// Asks a registry's `/v2/`. A challenge is an error.
+    async fn ping(&self, endpoint: &Endpoint, authorization: Option<&Secret>) -> Result<(), UpstreamError> {
         let uri: Uri = endpoint.ping()?;
         let mut request = Request::get(&uri);
         if let Some(value) = authorization.and_then(Secret::header) {
@@ -109,14 +140,10 @@ impl Upstream {
         }
         let request = request.body(Full::<Bytes>::default()).map_err(|e| UpstreamError::Request(e.to_string()))?;
         let response = send(endpoint.client_for(&uri), request, self.0.timing).await?;
-        match response.status() {
-            StatusCode::UNAUTHORIZED => Ok(Some(challenge_of(response.headers()).unwrap_or_default())),
-            status if status.is_success() => Ok(None),
-            _ => {
-                let answer = Answer { response, from_registry: true };
-                Err(answer.into_error(OciCode::Unsupported, self.0.timing).await)
-            }
+        if response.status().is_success() {
+            return Ok(());
         }
+        Err(Answer { response, from_registry: true }.into_error(OciCode::Unsupported, self.0.timing).await)
     }
 }
 
@@ -133,10 +160,15 @@ fn split_name(text: &str) -> Option<(&str, &str)> {
     with_port().or(Some((host, rest)))
 }
 
-/// A token service that refuses refuses the password.
+/// A token service that refuses refuses the password; and upstream's challenge is not for a client that signs in elsewhere.
 fn refused(error: UpstreamError) -> UpstreamError {
-    let is_refusal = matches!(error, UpstreamError::Refused { status: 400 | 401 | 403, .. });
-    if is_refusal { UpstreamError::Unauthorized { challenge: None } } else { error }
+    if let UpstreamError::Refused { status: 400 | 401 | 403, message } | UpstreamError::Unauthorized { message, .. } =
+        error
+    {
+        UpstreamError::unauthorized(message)
+    } else {
+        error
+    }
 }
 
 #[cfg(test)]
@@ -156,7 +188,8 @@ mod tests {
             ("R.example:5000/robot$x:p:w", "r.example:5000", "robot$x", "p:w"),
             ("localhost/team/ann:", "localhost", "team/ann", ""),
         ] {
-            let expected = Account { registry: registry.to_owned(), authorization: Secret::basic(user, password) };
+            let credential = Credential::Basic(Secret::basic(user, password));
+            let expected = Account { registry: registry.to_owned(), credential };
             assert_eq!(parse(given), Some(expected), "{given}");
         }
     }
@@ -168,5 +201,37 @@ mod tests {
         assert_eq!(Account::parse("Basic !"), None);
         assert_eq!(parse("ann"), None);
         assert_eq!(parse("-.example/ann:pw"), None);
+    }
+
+    fn config(registry: &str, user: &str) -> Vec<u8> {
+        let entry = serde_json::json!({ "username": user, "password": "pw" });
+        serde_json::json!({ "auths": { registry: entry } }).to_string().into_bytes()
+    }
+
+    fn from(configs: &[Vec<u8>]) -> Result<Option<Account>, UpstreamError> {
+        Account::from_docker_configs(configs, &Repository::new("r.example", "team/app").unwrap())
+    }
+
+    #[test]
+    fn the_first_pull_secret_that_knows_the_registry_counts_and_a_broken_one_does_not_keep_it_out() {
+        let found =
+            Account { registry: "r.example".to_owned(), credential: Credential::Basic(Secret::basic("ann", "pw")) };
+        let configs = [config("other.example", "x"), config("r.example/team", "ann"), config("r.example", "bob")];
+        assert_eq!(from(&configs).unwrap(), Some(found.clone()));
+        let broken = br#"{"auths":{"r.example":{"auth":"s3cret!"}}}"#.to_vec();
+        assert_eq!(from(&[broken.clone(), config("r.example", "ann")]).unwrap(), Some(found));
+        assert_eq!(from(&[]).unwrap(), None);
+        assert_eq!(from(&[config("other.example", "x")]).unwrap(), None);
+        let message = from(&[broken]).unwrap_err().to_string();
+        assert!(message.contains("a pull secret cannot be read") && !message.contains("s3cret"), "{message}");
+    }
+
+    #[test]
+    fn pull_secrets_are_bounded_and_their_helpers_are_no_accounts() {
+        assert!(from(&vec![config("r.example", "ann"); CONFIGS_MAX]).is_ok());
+        assert!(from(&vec![config("r.example", "ann"); CONFIGS_MAX + 1]).is_err());
+        assert!(from(&[vec![b' '; CONFIGS_LENGTH_MAX], config("r.example", "ann")]).is_err());
+        let helper = br#"{"credHelpers":{"r.example":"any"},"credsStore":"any"}"#.to_vec();
+        assert_eq!(from(&[helper]).unwrap(), None);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::challenge::{self, Challenge};
 use super::credentials::Credential;
 use super::endpoint::{Endpoint, Located};
-use super::request::{read_document, send};
+use super::request::{Said, read_document, send};
 use super::{Upstream, UpstreamError, retry};
 use crate::reference::Repository;
 use crate::secret::Secret;
@@ -166,7 +166,11 @@ impl Upstream {
             200..=299 => granted(&content?),
             status @ 500.. => Err(UpstreamError::Server { status, retry_after: None }),
             429 => Err(UpstreamError::RateLimited { retry_after: None }),
-            status => Err(UpstreamError::Refused { status, message: "the token service refused".to_owned() }),
+            code => {
+                let said = content.map_or_else(|_| Said::of(status, b""), |content| Said::of(status, &content));
+                let message = format!("the token service refused: {}", said.message);
+                Err(UpstreamError::Refused { status: code, message })
+            }
         }
     }
 }

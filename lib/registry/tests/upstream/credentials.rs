@@ -38,7 +38,7 @@ pub(crate) fn upstream_as(rig: &Rig, user: &str, password: &str) -> Upstream {
 }
 
 fn challenge(error: &UpstreamError) -> &str {
-    let UpstreamError::Unauthorized { challenge: Some(challenge) } = error else { panic!("{error:?}") };
+    let UpstreamError::Unauthorized { challenge: Some(challenge), .. } = error else { panic!("{error:?}") };
     challenge
 }
 
@@ -248,7 +248,9 @@ async fn a_password_of_a_caller_buys_a_token_for_the_repository_or_is_checked_al
         upstream.authorize(&access, &latest()).await.unwrap();
         assert!(signed_in.lifetime > Duration::from_secs(60));
         let refused = upstream.sign_in(&bad, Some(&access.repository)).await.unwrap_err();
-        assert!(matches!(refused, UpstreamError::Unauthorized { .. }), "{refused:?}");
+        let UpstreamError::Unauthorized { challenge: None, message } = refused else { panic!("{refused:?}") };
+        let said = ["user and password are wrong or missing", "authentication required"];
+        assert!(said.iter().any(|said| message.ends_with(said)), "{message}");
     }
 }
 
@@ -263,4 +265,28 @@ async fn a_registry_that_limits_those_who_sign_in_is_left_alone_too() {
         assert!(matches!(error, UpstreamError::RateLimited { retry_after: Some(_) }), "{error:?}");
         assert_eq!(rig.registry.requests().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_pull_secret_with_a_refresh_token_buys_a_token_and_is_no_password() {
+    let secret = format!(r#"{{"auths":{{"{REGISTRY}":{{"identitytoken":"s3cret"}}}}}}"#).into_bytes();
+    let account = Account::from_docker_configs(&[secret], &access().repository).unwrap().unwrap();
+    let rig = rig(tokens_for(Some(("me", "s3cret")), 300)).await;
+    let signed_in = rig.upstream().sign_in(&account, Some(&access().repository)).await.unwrap();
+    let access = Access { authorization: signed_in.authorization, ..access() };
+    rig.upstream().authorize(&access, &latest()).await.unwrap();
+    let rig = crate::rig::rig(passwords()).await;
+    let refused = rig.upstream().sign_in(&account, Some(&access.repository)).await.unwrap_err();
+    assert!(matches!(refused, UpstreamError::Unauthorized { .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_ticket_never_goes_upstream() {
+    let rig = rig(Options::default()).await;
+    let (upstream, ticket) = (rig.upstream(), access_with("Shoal-Ticket abcdefghijklmnop"));
+    let refused = upstream.authorize(&ticket, &latest()).await.unwrap_err();
+    assert!(matches!(refused, UpstreamError::Unauthorized { challenge: None, .. }), "{refused:?}");
+    assert!(upstream.blob(&ticket, &rig.layer, 0).await.is_err());
+    assert!(upstream.get(&ticket, "tags/list", &[]).await.is_err());
+    assert!(rig.registry.requests().is_empty());
 }

@@ -145,7 +145,7 @@ async fn the_registrys_own_answer_is_told_when_no_mirror_gives() {
     let (mirror, registry) = (plain().await, rig(tokens_for(Some(("me", "s3cret")), 300)).await);
     mirror.registry.inject("", u32::MAX, Fault::Status { status: 404, retry_after: None });
     let error = upstream(&[&mirror], &registry).authorize(&access(), &latest()).await.unwrap_err();
-    let UpstreamError::Unauthorized { challenge: Some(challenge) } = error else { panic!("{error:?}") };
+    let UpstreamError::Unauthorized { challenge: Some(challenge), .. } = error else { panic!("{error:?}") };
     assert!(challenge.contains(&registry.registry.url()), "{challenge}");
 }
 
