@@ -208,5 +208,10 @@ fn authorization_of(headers: &HeaderMap) -> Result<Option<Secret>, OciError> {
     let value = value.to_str().map_err(|_| {
         OciError::new(StatusCode::BAD_REQUEST, OciCode::Unauthorized, "the Authorization header is not text")
     })?;
-    Ok(Some(Secret::new(value)))
+    let authorization = Secret::new(value);
+    if authorization.ticket().is_some() {
+        let message = "a ticket is for agents, which show it elsewhere";
+        return Err(OciError::new(StatusCode::UNAUTHORIZED, OciCode::Unauthorized, message));
+    }
+    Ok(Some(authorization))
 }

@@ -1,12 +1,14 @@
-//! The one door to upstream registries: counts every request by kind and outcome. Called by ingest, manifests, authorisation
-//! and the HTTP front.
+//! The one door to upstream registries: counts every request by kind and outcome. Called by ingest, manifests, authorisation,
+//! tickets and the HTTP front.
 
 use shoal_meta::Digest;
 use shoal_registry::{
-    Access, BlobBody, Document, Manifest, PrivateImages, Reference, Repository, Upstream, UpstreamError,
+    Access, Account, BlobBody, Document, Manifest, PrivateImages, Reference, Repository, SignedIn, Upstream,
+    UpstreamError,
 };
 
 use crate::metrics::OriginMetrics;
+use crate::tickets::SignIn;
 
 /// What a digest names: registries keep blobs and manifests apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -104,6 +106,13 @@ impl Gate {
         if !matches!(error, Some(UpstreamError::Offline { .. } | UpstreamError::Excluded { .. })) {
             self.metrics.upstream_requests.with_label_values(&[kind, outcome(error)]).inc();
         }
+    }
+}
+
+impl SignIn for Gate {
+    async fn sign_in(&self, account: &Account, repository: &Repository) -> Result<SignedIn, UpstreamError> {
+        let access = Access::new(repository.clone());
+        self.pass("sign_in", &access, self.upstream.sign_in(account, Some(repository))).await
     }
 }
 

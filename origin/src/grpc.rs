@@ -1,20 +1,22 @@
-//! The gRPC service agents call: metainfo, manifests and authorisation. Thin: it checks what came in, asks the rooms
+//! The gRPC service agents call: metainfo, manifests, authorisation and tickets. Thin: it checks what came in, asks the rooms
 //! behind it, and turns their errors into statuses. Payload bytes never pass here.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::Stream;
 use shoal_meta::{Digest, Geometry, PeerInfo};
 use shoal_proto::origin::v1::metainfo_update::Update;
 use shoal_proto::origin::v1::origin_server::Origin;
 use shoal_proto::origin::v1::{self as proto, MetainfoUpdate};
-use shoal_registry::{Access, Reference, Repository, Secret};
+use shoal_registry::{Access, Account, Reference, Repository, Secret};
 use tonic::{Request, Response, Status};
 
 use crate::error::OriginError;
 use crate::gate::Kind;
 use crate::metainfo;
 use crate::rooms::Rooms;
+use crate::tickets::{Key, Tickets};
 
 /// The longest `Authorization` header passed on, in bytes.
 const AUTHORIZATION_LENGTH_MAX: usize = 16 * 1024;
@@ -24,6 +26,7 @@ const STREAMS_MAX: i64 = 64 * 1024;
 /// The service.
 pub(crate) struct Service {
     pub(crate) rooms: Rooms,
+    pub(crate) tickets: Tickets,
     pub(crate) peer: PeerInfo,
 }
 
@@ -36,7 +39,7 @@ impl Origin for Service {
         request: Request<proto::ResolveRequest>,
     ) -> Result<Response<proto::ResolveResponse>, Status> {
         let request = request.into_inner();
-        let access = self.permitted(request.access)?;
+        let access = self.permitted(request.access).await?;
         let reference: Reference = request.reference.parse().map_err(invalid)?;
         let resolved = self.rooms.manifests.resolve(&access, &reference, request.head, &request.accept).await;
         let resolved = resolved.map_err(|error| error.to_status())?;
@@ -54,7 +57,7 @@ impl Origin for Service {
         request: Request<proto::MetainfoRequest>,
     ) -> Result<Response<Self::MetainfoStream>, Status> {
         let request = request.into_inner();
-        let access = self.permitted(request.access)?;
+        let access = self.permitted(request.access).await?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
         if request.header_only {
             let length = self.rooms.ingests.length(&access, &digest).await.map_err(|error| error.to_status())?;
@@ -84,7 +87,7 @@ impl Origin for Service {
         request: Request<proto::AuthorizeRequest>,
     ) -> Result<Response<proto::AuthorizeResponse>, Status> {
         let request = request.into_inner();
-        let access = self.permitted(request.access)?;
+        let access = self.permitted(request.access).await?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
         let kind = if self.rooms.manifests.holds(&digest) {
             Kind::Manifest
@@ -97,14 +100,29 @@ impl Origin for Service {
         let valid_ms = u32::try_from(valid.as_millis()).unwrap_or(u32::MAX);
         Ok(Response::new(proto::AuthorizeResponse { valid_ms }))
     }
+
+    async fn grant(&self, request: Request<proto::GrantRequest>) -> Result<Response<proto::GrantResponse>, Status> {
+        let proto::GrantRequest { registry, repository, docker_configs, ticket, valid_ms } = request.into_inner();
+        let repository = Repository::new(&registry, &repository).map_err(invalid)?;
+        let refused = |error| OriginError::from(error).to_status();
+        self.rooms.gate.permits(&repository).map_err(refused)?;
+        let key = Key::of(&ticket)
+            .ok_or_else(|| invalid("the ticket is not 16 to 64 characters of letters, digits, '-' and '_'"))?;
+        let account = Account::from_docker_configs(&docker_configs, &repository).map_err(refused)?;
+        let valid = Duration::from_millis(valid_ms.into());
+        let granted = self.tickets.grant(key, repository, account, valid).await;
+        granted.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::GrantResponse {}))
+    }
 }
 
 impl Service {
-    /// On whose behalf it is, if the configuration lets that repository be served.
-    fn permitted(&self, access: Option<proto::Access>) -> Result<Access, Status> {
+    /// On whose behalf it is, if the configuration lets that repository be served. A ticket is redeemed here, and seen by no
+    /// other room.
+    async fn permitted(&self, access: Option<proto::Access>) -> Result<Access, Status> {
         let access = access_of(access)?;
         self.rooms.gate.permits(&access.repository).map_err(|error| OriginError::from(error).to_status())?;
-        Ok(access)
+        self.tickets.redeem(access).await.map_err(|error| error.to_status())
     }
 }
 

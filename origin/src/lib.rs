@@ -1,7 +1,7 @@
 //! The origin: pulls blobs through from upstream registries once for the whole cluster, publishes each piece's hash as
 //! the piece arrives, and is the first seeder. It is a plain pull-through registry too.
 //!
-//! Two doors, gRPC for agents (`grpc`) and OCI over HTTP (`front`), lead into the same rooms: `ingest` for blobs,
+//! Two doors, gRPC for agents (`grpc`, with the `tickets` it takes) and OCI over HTTP (`front`), lead into the same rooms: `ingest` for blobs,
 //! `manifests`, and `authorize`, which all go upstream through `gate`. Payload goes from `ingest` into the peer node.
 //!
 //! Start at [`start`]; the program calls [`run`].
@@ -25,6 +25,7 @@ mod recent;
 mod rooms;
 mod running;
 mod shelf;
+mod tickets;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -31,6 +31,12 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         }
     }
 
+    /// Forgets the entries of which this does not hold.
+    pub(crate) fn retain(&mut self, holds: impl Fn(&V) -> bool) {
+        self.young.retain(|_, value| holds(value));
+        self.old.retain(|_, value| holds(value));
+    }
+
     pub(crate) fn remove(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
@@ -66,5 +72,8 @@ mod tests {
         assert_eq!(recent.get(&"a"), Some(&2));
         recent.remove(&"a");
         assert_eq!(recent.get(&"a"), None);
+        recent.put("b", 3);
+        recent.retain(|value| *value != 3);
+        assert_eq!(recent.get(&"b"), None);
     }
 }

@@ -26,6 +26,7 @@ use crate::metrics::OriginMetrics;
 use crate::notes::Notes;
 use crate::rooms::Rooms;
 use crate::shelf::Shelf;
+use crate::tickets::Tickets;
 use crate::{Config, front};
 
 /// How long what is being answered may take to end after shutdown began.
@@ -105,6 +106,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         config.fetches_max,
         metrics.clone(),
     );
+    let tickets = Tickets::new(Arc::clone(&gate));
     let rooms = Rooms { gate, authorizer, manifests: Arc::new(manifests), ingests, metrics: metrics.clone() };
 
     observe(&kit, &store, &node);
@@ -113,7 +115,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let tasks = TaskTracker::new();
     tasks.spawn(admin.stopped());
     tasks.spawn(front::serve(http, rooms.clone(), shutdown.clone()));
-    tasks.spawn(serve_grpc(grpc, Service { rooms, peer: node.info() }, shutdown.clone()));
+    tasks.spawn(serve_grpc(grpc, Service { rooms, tickets, peer: node.info() }, shutdown.clone()));
     tasks.close();
     let peer = node.info();
     tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");

@@ -52,6 +52,10 @@ impl Origin for Doorman {
     ) -> Result<Response<proto::AuthorizeResponse>, Status> {
         self.origin.clone().authorize(request).await
     }
+
+    async fn grant(&self, request: Request<proto::GrantRequest>) -> Result<Response<proto::GrantResponse>, Status> {
+        self.origin.clone().grant(request).await
+    }
 }
 
 impl Doorman {
