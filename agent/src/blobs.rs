@@ -28,7 +28,8 @@ use crate::fallback::{Ladder, Pulse};
 use crate::metrics::{Counters, Fallback};
 use crate::origin::{Feed, OriginError, Origins, PATIENCE, is_verdict};
 
-/// How long it may take when upstream may not be asked; the front gives up sooner, and this goes on for the next request.
+/// How long it may take when upstream may not be asked, or not with a ticket; the front gives up sooner, and this goes on for the
+/// next request.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(20);
 /// Most blobs being asked for at a time; further requests are answered 503.
 const OPENINGS_MAX: usize = 1024;
@@ -146,16 +147,19 @@ impl Blobs {
     }
 
     async fn find_or_begin(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
-        if let Some(opened) = self.held(access, digest).await? {
-            if let Opened::Arriving(download) = &opened {
-                download.renew(access, self.authorizer.asks())?;
-            }
-            return Ok(opened);
+        let mut opened = self.held(access, digest).await?;
+        if opened.is_none() {
+            opened = self.open_warm(access, digest).await?;
         }
-        match self.open_warm(access, digest).await? {
-            Some(opened) => Ok(opened),
-            None => self.opening(access, digest).await,
+        let opened = match opened {
+            Some(opened) => opened,
+            None => self.opening(access, digest).await?,
+        };
+        // Another may have begun it meanwhile, with another access.
+        if let Opened::Arriving(download) = &opened {
+            download.renew(access, self.authorizer.asks())?;
         }
+        Ok(opened)
     }
 
     /// Gives the blob if it is here or on its way, and the access covers it. Starts nothing.
@@ -251,8 +255,8 @@ impl Blobs {
     /// Asks the origin, and upstream beside it when it is silent or away.
     async fn ask_around(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, UpstreamError> {
         let mut metainfo = std::pin::pin!(self.origins.metainfo(access, digest, 0));
-        // Offline there is nobody else to ask.
-        let patience = if self.upstream.is_offline() { OFFLINE_PATIENCE } else { PATIENCE };
+        // Offline, or with a ticket, there is nobody else to ask.
+        let patience = if self.upstream.is_offline() || access.is_ticket() { OFFLINE_PATIENCE } else { PATIENCE };
         let early = tokio::time::timeout(patience, &mut metainfo).await;
         let silent = early.is_err();
         match early {

@@ -148,15 +148,15 @@ impl Download {
         self.access.lock().expect("nothing panics while it holds this lock").clone()
     }
 
-    /// Another request was let through: go on with its credentials, which are fresher. Those that upstream has not `checked`
-    /// only take the place of such as failed. Gives the reason if every source had failed with these same credentials a
+    /// Another request was let through: go on with its credentials if they are better (see [`is_better`]). Gives the reason if every source had failed with these same credentials a
     /// moment ago, or an answer was cut for it: whoever comes back then is to go to its next host.
     pub(crate) fn renew(&self, access: &Access, checked: bool) -> Result<(), UpstreamError> {
         let mut current = self.access.lock().expect("nothing panics while it holds this lock");
         let failed = self.exhausted.borrow().clone();
         let refused = self.refuses(Instant::now());
         let failed = failed.or_else(|| refused.then(|| UpstreamError::Protocol("an answer was cut".to_owned())));
-        if *current != *access && (checked || failed.is_some()) {
+        let failing = failed.is_some();
+        if *current != *access && is_better(&current, access, checked, failing, failing && self.has_readers()) {
             current.clone_from(access);
             self.exhausted.send_replace(None);
             *self.cut.lock().expect("nothing panics while it holds this lock") = None;
@@ -492,6 +492,17 @@ impl Drop for Reader {
     }
 }
 
+/// Whether to go on with this access: it is fresher, and one that upstream has not `checked` is so only when the current one is
+/// `failing`. A ticket is good at origins alone: a client's own access takes its place at once, and it takes that of one only when
+/// that failed and nobody `reads`, so that upstream is there for clients.
+fn is_better(current: &Access, access: &Access, checked: bool, failing: bool, reads: bool) -> bool {
+    match (current.is_ticket(), access.is_ticket()) {
+        (true, false) => true,
+        (false, true) => failing && !reads,
+        (true, true) | (false, false) => checked || failing,
+    }
+}
+
 /// Whether pieces are the same; blocks are cut for the wire only.
 fn is_same_cut(a: Geometry, b: Geometry) -> bool {
     (a.length(), a.piece_length()) == (b.length(), b.piece_length())
@@ -500,4 +511,34 @@ fn is_same_cut(a: Geometry, b: Geometry) -> bool {
 /// The length of the next slice of a body.
 pub(crate) fn slice_length(offset: u64, end: u64, slice: u64) -> u32 {
     u32::try_from(end.saturating_sub(offset).min(slice)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_registry::Repository;
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_never_keeps_a_clients_own_access_out() {
+        let access = |authorization: &str| Access {
+            repository: Repository::new("r.example", "app").unwrap(),
+            authorization: Some(authorization.into()),
+        };
+        let [ticket, renewed, client, other] = ["Shoal-Ticket a", "Shoal-Ticket b", "Bearer a", "Bearer b"].map(access);
+        let anybody = Access { authorization: None, ..client.clone() };
+        for (current, next, checked, failing, reads, expected) in [
+            (&ticket, &client, false, false, true, true),
+            (&ticket, &anybody, false, false, false, true),
+            (&ticket, &renewed, true, false, true, true),
+            (&client, &ticket, true, false, false, false),
+            (&client, &ticket, true, true, true, false),
+            (&client, &ticket, false, true, false, true),
+            (&client, &other, false, false, false, false),
+            (&client, &other, true, false, false, true),
+            (&client, &other, false, true, true, true),
+        ] {
+            assert_eq!(is_better(current, next, checked, failing, reads), expected, "{current:?} {next:?} {failing}");
+        }
+    }
 }

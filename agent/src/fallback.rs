@@ -99,7 +99,7 @@ impl Ladder<'_> {
     /// When a piece that somebody needs since `since` counts as stalled.
     fn deadline(&self, piece: PieceIndex, since: Instant, origin: Link) -> Instant {
         let stall = self.blobs.stall_timeout;
-        if self.blobs.upstream.is_offline() {
+        if self.blobs.upstream.is_offline() || self.download.access().is_ticket() {
             return since.max(self.blobs.pulse.last()) + stall * OFFLINE_FACTOR;
         }
         let published = self.download.partial().metainfo().hash(piece).is_some();

@@ -351,7 +351,12 @@ fn access(repository: Repository, headers: &HeaderMap) -> Result<Access, OciErro
             OciError::new(StatusCode::UNAUTHORIZED, OciCode::Unauthorized, "the credentials are not text")
         })?,
     };
-    Ok(Access { repository, authorization })
+    let access = Access { repository, authorization };
+    if access.is_ticket() {
+        let message = "a ticket is for agents themselves, and for none of their clients";
+        return Err(OciError::new(StatusCode::UNAUTHORIZED, OciCode::Unauthorized, message));
+    }
+    Ok(access)
 }
 
 /// The media types the client accepts, in order.
@@ -386,6 +391,14 @@ mod tests {
     fn accept_is_passed_on_in_order() {
         let headers = headers(&[(header::ACCEPT, "a/b, c/d;q=0.5"), (header::ACCEPT, "e/f")]);
         assert_eq!(accepted(&headers), ["a/b", "c/d;q=0.5", "e/f"]);
+    }
+
+    #[test]
+    fn a_clients_ticket_is_refused_and_its_own_credentials_are_passed_on() {
+        let repository = Repository::new("r.example", "app").unwrap();
+        let asked = |value: &str| access(repository.clone(), &headers(&[(header::AUTHORIZATION, value)]));
+        assert_eq!(asked("Bearer abc").unwrap().authorization, Some("Bearer abc".into()));
+        assert_eq!(asked("shoal-ticket abcdefghijklmnop").unwrap_err().status, StatusCode::UNAUTHORIZED);
     }
 
     #[test]
