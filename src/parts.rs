@@ -93,6 +93,12 @@ pub(crate) struct TrackerArgs {
     /// Where peers announce (gRPC).
     #[arg(long, env = "SHOAL_LISTEN")]
     listen: Option<SocketAddr>,
+    /// The Kubernetes Lease by which one of several trackers is chosen to see to Preheat objects; without it they are left alone.
+    #[arg(long, env = "SHOAL_PREHEAT_LEASE")]
+    preheat_lease: Option<String>,
+    /// An origin, which knows what images to preheat are made of; as for agents.
+    #[arg(long = "origin", env = "SHOAL_ORIGINS", value_delimiter = ',')]
+    origins: Option<Vec<String>>,
 }
 
 /// Sets each key named to the flag of the same name, where that is given; the groups stand for all of their flags.
@@ -130,7 +136,8 @@ pub(crate) fn origin(args: OriginArgs) -> anyhow::Result<()> {
 pub(crate) fn tracker(args: TrackerArgs) -> anyhow::Result<()> {
     let mut config: shoal_tracker::Config = load(&args.part)?;
     overlay!(config, part args.part);
-    overlay!(config, args, listen);
+    overlay!(config, args, listen origins);
+    config.preheat_lease = args.preheat_lease.or(config.preheat_lease);
     until_told(|shutdown| shoal_tracker::run(config, shutdown))
 }
 

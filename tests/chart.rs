@@ -168,3 +168,15 @@ fn the_configuration_of_every_example_is_one_that_agents_and_origins_take() {
         assert_eq!(agent.registries.len(), origin.registries.len());
     }
 }
+
+/// After changing the types: `SHOAL_REGENERATE=1 cargo test --test chart`.
+#[test]
+fn the_definition_of_preheats_is_that_of_the_types() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/shoal/files/preheats.json");
+    let fresh = serde_json::to_string_pretty(&shoal_kube::definition()).unwrap() + "\n";
+    if std::env::var_os("SHOAL_REGENERATE").is_some() {
+        fs::write(&path, &fresh).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == fresh, "{} is not that of the types; run with SHOAL_REGENERATE=1", path.display());
+}

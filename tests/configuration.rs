@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::Path;
 
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 5] = [
     ("shoal agent", "agent/src/config.rs"),
     ("shoal origin", "origin/src/config.rs"),
     ("shoal tracker", "tracker/src/config.rs"),
+    ("The table `[harbor]` of the tracker", "tracker/src/harbor.rs"),
     ("A table `[registries.\"name\"]` of agent or origin", "lib/registry/src/upstream/config.rs"),
 ];
 

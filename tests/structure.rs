@@ -17,11 +17,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("shoal-kit", &[]),
     ("shoal-kube", &["meta", "kit"]),
     ("shoal-peer", &["meta", "proto", "swarm", "store"]),
-    ("shoal-tracker", &["meta", "proto", "kit"]),
+    ("shoal-tracker", &["meta", "proto", "registry", "kit", "kube"]),
     ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
     ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
     ("shoal-sim", &["meta", "swarm"]),
-    ("shoal-e2e", &["meta", "swarm", "store", "peer"]),
+    ("shoal-e2e", &["meta", "proto", "swarm", "store", "peer"]),
     ("shoal", &["meta", "kit", "kube", "registry", "agent", "origin", "tracker", "sim"]),
 ];
 

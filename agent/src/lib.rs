@@ -19,6 +19,7 @@ mod front;
 mod manifests;
 mod metrics;
 mod origin;
+mod preheat;
 mod sendfile;
 mod sign_in;
 mod status;
@@ -109,6 +110,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     status::expose(&metrics, &blobs);
     let manifests = Manifests::new(origins, upstream.clone());
     let front = Arc::new(Front { manifests, blobs: blobs.clone(), upstream });
+    if let Some(node) = config.node_name.clone() {
+        tokio::spawn(preheat::run(node, blobs.clone(), shutdown.clone()));
+    }
     let admin = serve_admin(config.admin_listen, admin_parts(&metrics, &blobs), shutdown.clone()).await?;
     let served = tokio::spawn(front::serve(front, listener, shutdown.clone()));
     tokio::spawn(trim_now_and_then(store, shutdown));

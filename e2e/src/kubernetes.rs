@@ -161,6 +161,39 @@ impl Kubernetes {
         self.kubectl(&["apply", "-f", &file.to_string_lossy()]).map(drop)
     }
 
+    /// Creates objects, one after the other.
+    ///
+    /// # Errors
+    /// When the cluster does not take one of them.
+    pub fn create(&self, objects: &[Value]) -> Result<()> {
+        let file = self.lab.dir().join("created.json");
+        fs::write(&file, serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string())?;
+        self.kubectl(&["create", "-f", &file.to_string_lossy()]).map(drop)
+    }
+
+    /// The node that the control plane is on.
+    #[must_use]
+    pub fn control_node(&self) -> &Arc<Node> {
+        self.control_plane.node()
+    }
+
+    /// A kubeconfig file of an administrator of whom each request is noted in [`Self::audit_log`].
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn audited(&self) -> Result<PathBuf> {
+        self.control_plane.audited()
+    }
+
+    /// The audit events there are, oldest first.
+    ///
+    /// # Errors
+    /// When the API server wrote none.
+    pub fn audit_log(&self) -> Result<Vec<Value>> {
+        let log = fs::read_to_string(self.control_plane.audit_log()).context("the audit log")?;
+        log.lines().map(|line| serde_json::from_str(line).context("an audit event")).collect()
+    }
+
     /// Waits until objects have a condition, as `kubectl wait --for` names it.
     ///
     /// # Errors
@@ -201,6 +234,9 @@ impl Kubernetes {
     fn wait_ready(&self) -> Result<()> {
         for worker in &self.workers {
             self.wait("create", &["node", worker.name()])?;
+        }
+        if self.workers.is_empty() {
+            return Ok(());
         }
         let ready = self.wait("condition=Ready", &["node", "--all"]);
         ready.with_context(|| self.workers.iter().filter_map(Worker::kubelet_log).map(tail).collect::<String>())

@@ -2,6 +2,8 @@
 
 mod chart;
 mod dashboard;
+mod preheat;
+mod scale;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,6 +29,11 @@ pub(crate) const TESTS: &[Test] = &[
         name: "in_kubernetes_no_pull_fails_whatever_happens_to_shoal_and_uninstalling_leaves_nodes_as_they_were",
         needs: NEEDS_WITH_PROMETHEUS,
         run: chart::life_of_a_release,
+    },
+    Test {
+        name: "a_preheat_of_two_thousand_nodes_costs_the_api_server_and_the_tracker_little",
+        needs: NEEDS,
+        run: scale::two_thousand_nodes,
     },
 ];
 

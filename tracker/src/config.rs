@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shoal_kit::{HumanDuration, Rejected};
 
+use crate::harbor::Config as HarborConfig;
 use crate::state::Limits;
 
 /// How the tracker is configured. Every key may be left out.
@@ -16,6 +17,13 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where health, metrics and status are served, over HTTP. Default `0.0.0.0:7402`.
     pub admin_listen: SocketAddr,
+    /// The name of the Kubernetes Lease by which one of several trackers is chosen to see to the `Preheat` objects of the cluster;
+    /// its namespace is the pod's. Default: none; then they are left alone.
+    pub preheat_lease: Option<String>,
+    /// Origins, which know what images to preheat are made of, as agents name them. Default: none.
+    pub origins: Vec<String>,
+    /// Harbor's preheat API, for which `preheat_lease` is needed. Default: it is not served.
+    pub harbor: Option<HarborConfig>,
     /// How long a peer is handed out after its last announce. Default `45s`; longer means that dead peers are dialled
     /// for longer, shorter that a slow network loses live ones.
     pub lease: HumanDuration,
@@ -40,6 +48,9 @@ impl Default for Config {
         Self {
             listen: (Ipv4Addr::UNSPECIFIED, 7400).into(),
             admin_listen: (Ipv4Addr::UNSPECIFIED, 7402).into(),
+            preheat_lease: None,
+            origins: Vec::new(),
+            harbor: None,
             lease: HumanDuration::from_secs(45),
             interval: HumanDuration::from_secs(15),
             handout_max: 50,
@@ -62,6 +73,9 @@ impl Config {
     /// # Errors
     /// When a value is out of range; the error names the key, the value and the values accepted.
     pub fn validate(&self) -> Result<(), Rejected> {
+        if let (Some(harbor), None) = (&self.harbor, &self.preheat_lease) {
+            return Err(Rejected::new("harbor", harbor.listen, "preheat_lease beside it"));
+        }
         if self.interval.get() < INTERVAL_MIN {
             return Err(Rejected::new("interval", self.interval, "at least 100ms"));
         }

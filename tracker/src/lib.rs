@@ -2,11 +2,14 @@
 //! lost at any time, and peers go on without it.
 //!
 //! [`run`] is the program `shoal tracker`; [`start`] embeds it. [`state`] holds every rule and no IO; [`service`] is the
-//! thin layer between it and the messages. It must not know what blobs hold, nor the registry, nor how peers swap pieces.
+//! thin layer between it and the messages. It must not know what blobs hold, nor how peers swap pieces. One room of its own,
+//! `preheat`, knows images: on Kubernetes the tracker that leads tells agents what to fetch ahead.
 
 mod config;
 mod grpc;
+mod harbor;
 mod metrics;
+mod preheat;
 pub mod service;
 pub mod state;
 
@@ -16,12 +19,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{Admin, AdminParts, serve_admin, shutdown};
+use shoal_proto::preheat::v1::preheat_server::PreheatServer;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 pub use config::Config;
+pub use harbor::Config as HarborConfig;
 
 use grpc::Tracker;
 use service::Service;
@@ -90,11 +95,22 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let listener = listening.with_context(|| format!("cannot listen on {} for gRPC (key `listen`)", config.listen))?;
     let addr = listener.local_addr().context("cannot read the address listened on")?;
     let (admin_listen, connections_max) = (config.admin_listen, config.peers_max + CONNECTIONS_SPARE);
+    let preheat = preheat::Shared::default();
+    if let Some(lease) = config.preheat_lease.clone() {
+        let client = shoal_kube::Client::try_default().await;
+        let client = client.context("key `preheat_lease`: no way to the Kubernetes API server is configured")?;
+        let origins = shoal_kube::servers("origins", &config.origins, shutdown.clone())?;
+        if let Some(harbor) = &config.harbor {
+            harbor::serve(harbor, client.clone(), shutdown.clone()).await?;
+        }
+        let (images, plan, shutdown) = (preheat::Images::new(origins), preheat.clone(), shutdown.clone());
+        tokio::spawn(async move { preheat::run(client, &lease, images, plan, shutdown).await });
+    }
     let service = Arc::new(Service::new(config, rand::random()));
-    let admin = serve_admin(admin_listen, admin_parts(&service), shutdown.clone());
+    let admin = serve_admin(admin_listen, admin_parts(&service, &preheat), shutdown.clone());
     let admin = admin.await.context("key `admin_listen`")?;
     let admin_addr = admin.address();
-    let server = tokio::spawn(serve(listener, connections_max, service.clone(), shutdown.clone()));
+    let server = tokio::spawn(serve(listener, connections_max, service.clone(), preheat, shutdown.clone()));
     tracing::info!(%addr, %admin_addr, "tracker started");
     Ok(Running { addr, admin_addr, service, shutdown, server, admin })
 }
@@ -109,13 +125,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-fn admin_parts(service: &Arc<Service>) -> AdminParts {
-    let status = service.clone();
+fn admin_parts(service: &Arc<Service>, preheat: &preheat::Shared) -> AdminParts {
+    let (status, preheat_seen) = (service.clone(), preheat.clone());
     AdminParts {
-        registry: metrics::metrics(service).registry(),
+        registry: metrics::metrics(service, preheat).registry(),
         ready: Box::new(|| Ok(())),
         status: Box::new(move || {
             let (sizes, counters) = (status.sizes(), status.counters());
+            let (preheats, nodes) = preheat_seen.sizes();
             serde_json::json!({
                 "peers": sizes.peers,
                 "torrents": sizes.torrents,
@@ -125,6 +142,8 @@ fn admin_parts(service: &Arc<Service>) -> AdminParts {
                 "torrents_announced": counters.torrents_announced,
                 "peers_handed_out": counters.peers_handed_out,
                 "lease_expiries": counters.lease_expiries,
+                "preheats": preheats,
+                "nodes": nodes,
             })
         }),
     }
@@ -134,6 +153,7 @@ async fn serve(
     listener: TcpListener,
     connections_max: usize,
     service: Arc<Service>,
+    preheat: preheat::Shared,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -145,6 +165,9 @@ async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .add_service(health_service)
         .add_service(Tracker(service.clone()))
+        .add_service(
+            PreheatServer::new(preheat::Service(preheat)).max_decoding_message_size(preheat::REQUEST_LENGTH_MAX),
+        )
         .serve_with_incoming_shutdown(shoal_kit::incoming(listener, connections_max), shutdown.cancelled_owned());
     tokio::select! {
         served = server => served.context("the gRPC server failed"),

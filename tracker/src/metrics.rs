@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use shoal_kit::Metrics;
 
+use crate::preheat;
 use crate::service::Service;
 use crate::state::{Counters, Sizes};
 
@@ -12,7 +13,7 @@ type Counter = (&'static str, &'static str, fn(Counters) -> u64);
 type Gauge = (&'static str, &'static str, fn(Sizes) -> usize);
 
 /// Registers the metrics of a service.
-pub(crate) fn metrics(service: &Arc<Service>) -> Metrics {
+pub(crate) fn metrics(service: &Arc<Service>, preheat: &preheat::Shared) -> Metrics {
     let metrics = Metrics::new("tracker");
     let counters: [Counter; 8] = [
         ("announces_total", "Announces answered.", |c| c.announces),
@@ -38,5 +39,8 @@ pub(crate) fn metrics(service: &Arc<Service>) -> Metrics {
         let service = service.clone();
         metrics.gauge_fn(name, help, &[], move || value(service.sizes()) as f64);
     }
+    let (rounds, nodes) = (preheat.clone(), preheat.clone());
+    metrics.gauge_fn("preheats", "Preheats under way, at the tracker that leads.", &[], move || rounds.sizes().0 as f64);
+    metrics.gauge_fn("nodes", "Nodes of the cluster, at the tracker that leads.", &[], move || nodes.sizes().1 as f64);
     metrics
 }

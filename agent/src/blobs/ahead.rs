@@ -203,6 +203,43 @@ impl Blobs {
         }
     }
 
+    /// Fetches a blob from the swarm alone and returns when it is whole. Whoever lets it go before lets the download go on.
+    ///
+    /// # Errors
+    /// Why it is not here, for people.
+    pub(crate) async fn preheat(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<(), String> {
+        let opened = match self.find(digest) {
+            Some(opened) => opened,
+            None => {
+                let feed = self.origins.metainfo(access, digest, 0).await.map_err(|error| error.to_string())?;
+                self.begin_fed(access, digest, feed).await
+            }
+        };
+        match opened {
+            Opened::Stored(_) | Opened::Upstream { length: 0 } => Ok(()),
+            Opened::Upstream { .. } => Err("the store does not take it".to_owned()),
+            Opened::Arriving(download) => {
+                download.fetch_whole();
+                download.over.cancelled().await;
+                let whole = self.store.blob(digest).map(drop);
+                whole.ok_or_else(|| "nobody brought it whole".to_owned())
+            }
+        }
+    }
+
+    /// How much of a blob is here, in bytes.
+    pub(crate) fn held_bytes(&self, digest: &Digest) -> u64 {
+        match self.find(digest) {
+            None | Some(Opened::Upstream { .. }) => 0,
+            Some(Opened::Stored(blob)) => blob.length(),
+            Some(Opened::Arriving(download)) => {
+                let geometry = download.geometry();
+                let held = u64::from(download.partial().have().count()) * u64::from(geometry.piece_length());
+                held.min(geometry.length())
+            }
+        }
+    }
+
     async fn open_ahead(self: &Arc<Self>, access: &Access, digest: &Digest) -> Result<Opened, OriginError> {
         if let Some(opened) = self.open_warm(access, digest).await.map_err(OriginError::Upstream)? {
             return Ok(opened);

@@ -1,11 +1,13 @@
 //! The control plane: etcd, API server, controller manager, scheduler and a DNS server on one node.
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde_json::json;
 
 use super::access::Access;
 use super::{PATIENCE, SERVICES, path_text};
@@ -19,6 +21,8 @@ const API_PORT: u16 = 6443;
 const CONTROLLERS_PORT: u16 = 10257;
 const SCHEDULER_PORT: u16 = 10259;
 const DNS_PORT: u16 = 53;
+/// The user of whom each request is noted.
+const AUDITED: &str = "audited";
 
 /// A running control plane.
 #[derive(Debug)]
@@ -50,6 +54,21 @@ impl ControlPlane {
     /// The address of its API and of the cluster's DNS.
     pub(super) fn ip(&self) -> Ipv4Addr {
         self.node.ip()
+    }
+
+    /// The node it is on.
+    pub(super) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// A kubeconfig file of the user of whom each request is noted: an administrator.
+    pub(super) fn audited(&self) -> Result<PathBuf> {
+        self.access.kubeconfig(AUDITED, &format!("/O=system:masters/CN={AUDITED}"))
+    }
+
+    /// Where requests are noted.
+    pub(super) fn audit_log(&self) -> PathBuf {
+        self.node.dir().join("audit.log")
     }
 
     /// Where the programs of Kubernetes are.
@@ -91,6 +110,11 @@ impl ControlPlane {
         server.arg(format!("--advertise-address={ip}"));
         server.arg(format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"));
         server.args(["--kubelet-preferred-address-types=InternalIP"]);
+        let policy = self.node.dir().join("audit-policy.json");
+        let rules = json!([{ "level": "Metadata", "users": [AUDITED] }, { "level": "None" }]);
+        let noted = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules });
+        fs::write(&policy, noted.to_string())?;
+        server.arg("--audit-policy-file").arg(policy).arg("--audit-log-path").arg(self.audit_log());
         for (flag, file) in [
             ("client-ca-file", &ca),
             ("tls-cert-file", &certificate),

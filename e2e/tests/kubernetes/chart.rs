@@ -25,11 +25,11 @@ use super::{on_every_node, pod};
 
 /// Slow enough that a pull takes some seconds, so there is a middle.
 const LINK: Link = Link::symmetric(Rate::mbit(50));
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 const NAMESPACE: &str = "shoal-system";
 /// Alice pushes, and everybody may pull `org/app`.
 const USERS: &[User] = &[ALICE, User { name: "", password: "", repositories: &["org/app"] }];
-const ALICE: User = User { name: "alice", password: "al1ce", repositories: &["org/app", "org/private"] };
+pub(super) const ALICE: User = User { name: "alice", password: "al1ce", repositories: &["org/app", "org/private"] };
 /// The upstream has no TLS.
 const PLAIN_HTTP: &str = r"registries.registry\.lab.plainHttp=true";
 
@@ -53,7 +53,7 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
     let images = [(Program::find()?.recipe()?, name)];
     let plan = Plan { workers: 3, link: LINK, guard: Guard::Tokens(USERS), images: &images };
     let mut release = Release { bench, cluster: Kubernetes::start(bench, plan)?, pulls: 0 };
-    let steps: [(&str, Step<'_>); 12] = [
+    let steps: [(&str, Step<'_>); 14] = [
         ("installs with no values, and all of it becomes ready", Release::install),
         ("three nodes pull one copy, mostly from each other", Release::pull_shared),
         ("a fourth node joins and gets its first pull from peers", Release::join),
@@ -64,6 +64,8 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
         ("every origin and tracker is killed in mid-pull", Release::lose_sources),
         ("values change in mid-pull", Release::change_values),
         ("a private image goes to who has its secret alone", Release::pull_private),
+        ("a preheat fills the nodes of a label, and a pod then starts without a byte from anywhere", Release::preheat),
+        ("a private image is preheated with its secret alone", Release::preheat_private),
         ("is uninstalled, and pulls go to the registry again", Release::uninstall),
         ("no pull was backed off", Release::check_no_pull_failed),
     ];
@@ -86,9 +88,9 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
 type Step<'a> = fn(&mut Release<'a>) -> Result<()>;
 
 /// A release of the chart, and the images pulled while it is there.
-struct Release<'a> {
+pub(super) struct Release<'a> {
     bench: &'a Bench,
-    cluster: Kubernetes,
+    pub(super) cluster: Kubernetes,
     pulls: u64,
 }
 
@@ -111,7 +113,9 @@ impl Release<'_> {
 
     fn pull_shared(&mut self) -> Result<()> {
         // All agents at once, which takes less time than one by one.
-        self.helm("upgrade", &["--wait", "--set", PLAIN_HTTP, "--set", "agent.maxUnavailable=100%"])?;
+        let values = [PLAIN_HTTP, "agent.maxUnavailable=100%", "preheat.secretNamespaces={default}"];
+        let values = values.map(|value| ["--set", value]);
+        self.helm("upgrade", &[&["--wait"], values.as_flattened()].concat())?;
         self.wait_ready()?;
         for index in 0..self.cluster.workers() {
             self.count_from_peers(index)?;
@@ -223,7 +227,8 @@ impl Release<'_> {
             ensure!(state["running"].is_null(), "a pod without the secret runs");
             Ok(state["waiting"]["reason"] == "ErrImagePull")
         })?;
-        self.cluster.kubectl(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
+        // The pod that was refused stays until the end: of what it pulled nothing may be given to others either.
+        Ok(())
     }
 
     /// As the events of the pods say that came from [`Release::pull`].
@@ -267,7 +272,7 @@ impl Release<'_> {
         self.bench.image(&Recipe::Random { layers_mib: vec![16, 8], seed: 50 + self.pulls })
     }
 
-    fn next_image(&mut self) -> Result<Image> {
+    pub(super) fn next_image(&mut self) -> Result<Image> {
         self.pulls += 1;
         self.image()
     }
@@ -333,7 +338,7 @@ impl Release<'_> {
 }
 
 /// A pod on one worker.
-fn pod_on(worker: &str, image: &str) -> Value {
+pub(super) fn pod_on(worker: &str, image: &str) -> Value {
     let mut spec = pod(image);
     spec["nodeName"] = json!(worker);
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": format!("on-{worker}") }, "spec": spec })

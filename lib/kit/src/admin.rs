@@ -77,7 +77,7 @@ pub async fn serve_admin(
     let failed = |source| AdminError { listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let server = tokio::spawn(accept(listener, router(parts), shutdown));
+    let server = tokio::spawn(serve_router(listener, router(parts), shutdown));
     Ok(Admin { address, server })
 }
 
@@ -121,7 +121,9 @@ async fn metrics(State(parts): State<Arc<AdminParts>>) -> Response {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+/// Serves a few callers until `shutdown` is cancelled: [`CONNECTIONS_MAX`] connections at a time, one request on each,
+/// [`CONNECTION_TIMEOUT`] for all of it.
+pub async fn serve_router(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let next = async || {

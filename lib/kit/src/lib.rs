@@ -11,7 +11,7 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod units;
 
-pub use admin::{Admin, AdminError, AdminParts, serve_admin};
+pub use admin::{Admin, AdminError, AdminParts, serve_admin, serve_router};
 pub use config::{ConfigError, Rejected};
 pub use incoming::{Connection, incoming};
 pub use metrics::Metrics;

@@ -9,12 +9,14 @@ use std::str::FromStr;
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use shoal_kit::Rejected;
 use shoal_meta::Server;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::{Change, changes};
 
 /// What addresses of Services begin with.
 const SCHEME: &str = "kubernetes:///";
@@ -95,16 +97,10 @@ impl Service {
         let service = self.clone();
         let selected = watcher::Config::default().labels(&format!("{SERVICE_LABEL}={}", self.name));
         let mut slices = Slices::default();
-        let events = watcher(api, selected).default_backoff();
-        let servers = events.filter_map(move |event| {
-            let changed = match event {
-                Ok(event) => slices.take_in(event).then(|| service.servers_of(slices.all.values())),
-                Err(error) => {
-                    tracing::warn!(%service, %error, "cannot watch a Service's endpoints");
-                    None
-                }
-            };
-            std::future::ready(changed)
+        let changes = changes(watcher(api, selected), "the endpoints of a Service", |slice| slice);
+        let servers = changes.map(move |change| {
+            slices.take_in(change);
+            service.servers_of(slices.0.values())
         });
         servers.boxed()
     }
@@ -178,34 +174,16 @@ impl fmt::Display for Service {
 
 /// The slices of one Service by name, as a watch tells of them.
 #[derive(Default)]
-struct Slices {
-    all: BTreeMap<String, EndpointSlice>,
-    /// A list that is still arriving; the old one stands until it is whole.
-    arriving: BTreeMap<String, EndpointSlice>,
-}
+struct Slices(BTreeMap<String, EndpointSlice>);
 
 impl Slices {
-    /// Tells whether they may have changed.
-    fn take_in(&mut self, event: watcher::Event<EndpointSlice>) -> bool {
-        let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
-        match event {
-            watcher::Event::Init => {
-                self.arriving.clear();
-                return false;
-            }
-            watcher::Event::InitApply(slice) => {
-                self.arriving.insert(name(&slice), slice);
-                return false;
-            }
-            watcher::Event::InitDone => self.all = std::mem::take(&mut self.arriving),
-            watcher::Event::Apply(slice) => {
-                self.all.insert(name(&slice), slice);
-            }
-            watcher::Event::Delete(slice) => {
-                self.all.remove(&name(&slice));
-            }
+    fn take_in(&mut self, change: Change<EndpointSlice>) {
+        let named = |slice: EndpointSlice| (slice.metadata.name.clone().unwrap_or_default(), slice);
+        match change {
+            Change::All(slices) => self.0 = slices.into_iter().map(named).collect(),
+            Change::Set(slice) => self.0.extend([named(slice)]),
+            Change::Gone(slice) => _ = self.0.remove(&named(slice).0),
         }
-        true
     }
 }
 
@@ -282,16 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_stands_until_a_new_list_is_whole() {
-        let one = slice("a", &serde_json::json!([]));
+    fn slices_come_and_go_by_their_names() {
+        let empty = |name| slice(name, &serde_json::json!([]));
         let mut slices = Slices::default();
-        assert!(slices.take_in(watcher::Event::Apply(one.clone())));
-        assert!(!slices.take_in(watcher::Event::Init));
-        assert!(!slices.take_in(watcher::Event::InitApply(slice("b", &serde_json::json!([])))));
-        assert_eq!(slices.all.keys().collect::<Vec<_>>(), ["a"]);
-        assert!(slices.take_in(watcher::Event::InitDone));
-        assert_eq!(slices.all.keys().collect::<Vec<_>>(), ["b"]);
-        assert!(slices.take_in(watcher::Event::Delete(slice("b", &serde_json::json!([])))));
-        assert!(slices.all.is_empty());
+        slices.take_in(Change::All(vec![empty("a"), empty("b")]));
+        slices.take_in(Change::Set(empty("c")));
+        slices.take_in(Change::Gone(empty("a")));
+        assert_eq!(slices.0.keys().collect::<Vec<_>>(), ["b", "c"]);
+        slices.take_in(Change::All(vec![empty("d")]));
+        assert_eq!(slices.0.keys().collect::<Vec<_>>(), ["d"]);
     }
 }

@@ -17,6 +17,7 @@ use shoal_proto::{peer_from_proto, peer_to_proto};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use crate::mailbox::{Handle, Input};
@@ -45,6 +46,8 @@ pub(crate) struct Announcer(Arc<Board>);
 struct Board {
     state: Mutex<State>,
     changed: Notify,
+    /// The ways to the trackers there are.
+    channels: Mutex<Vec<Channel>>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +71,11 @@ impl Announcer {
     pub(crate) fn seeding(&self) -> Vec<Digest> {
         let state = self.lock();
         state.held.iter().filter(|(_, held)| **held == LocalState::Seeding).map(|(digest, _)| *digest).collect()
+    }
+
+    /// The ways to the trackers there are, for others that have something to ask them.
+    pub(crate) fn channels(&self) -> Vec<Channel> {
+        self.0.channels.lock().expect("nothing panics while it holds this lock").clone()
     }
 
     fn change(&self, digest: Digest, change: impl FnOnce(&mut Held) -> bool) {
@@ -127,6 +135,8 @@ impl Desk {
         }
         // What belongs to whom has changed: everyone is told anew what is theirs.
         self.trackers.iter_mut().for_each(|tracker| tracker.synced = false);
+        let channels = self.trackers.iter().map(|tracker| tracker.channel.clone()).collect();
+        *self.announcer.0.channels.lock().expect("nothing panics while it holds this lock") = channels;
         self.count();
     }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
 
 use crate::announce::{self, Announcer, LocalState};
 use crate::conn::Net;
@@ -87,6 +88,12 @@ impl Node {
     #[must_use]
     pub fn info(&self) -> PeerInfo {
         self.info.clone()
+    }
+
+    /// The connections to the trackers that there are now, for what else is asked of them.
+    #[must_use]
+    pub fn tracker_channels(&self) -> Vec<Channel> {
+        self.announcer.channels()
     }
 
     /// Takes part in a blob's torrent: fetches what is missing, serves what is there, and commits the blob when it is

@@ -38,6 +38,7 @@ pub(super) type Held = BTreeMap<Digest, LocalState>;
 /// A tracker, and how it stands with us.
 pub(super) struct Tracker {
     pub(super) server: Server,
+    pub(super) channel: Channel,
     pub(super) client: TrackerClient<Channel>,
     /// Thought to be up: the last call was answered, or there was none.
     pub(super) up: bool,
@@ -74,9 +75,11 @@ pub(crate) fn channel(url: &str) -> Option<Channel> {
 impl Tracker {
     /// `None` when its URL is not `http://host:port`.
     pub(super) fn new(server: Server) -> Option<Self> {
-        let client = TrackerClient::new(channel(&server.url)?).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let channel = channel(&server.url)?;
+        let client = TrackerClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         Some(Self {
             server,
+            channel,
             client,
             up: true,
             answered: false,

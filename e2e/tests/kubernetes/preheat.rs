@@ -1,0 +1,91 @@
+//! Preheats in a release of the chart: layers are on nodes before anybody pulls them, and private ones only with their secret.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use shoal_e2e::harness::note;
+use shoal_e2e::node::Node;
+use shoal_e2e::program::ADMIN;
+use shoal_e2e::registry::HOST;
+use shoal_e2e::wait::wait_until;
+
+use super::chart::{ALICE, PATIENCE, Release, pod_on};
+
+/// What an agent has received since it began, by where from.
+type Received = BTreeMap<String, u64>;
+
+impl Release<'_> {
+    pub(super) fn preheat(&mut self) -> Result<()> {
+        let image = self.next_image()?;
+        self.cluster.upstream.push(&image, "org/app", "preheated")?;
+        for node in ["n1", "n2"] {
+            self.cluster.kubectl(&["label", "node", node, "role=web"])?;
+        }
+        let preheat = preheat("web", "default", "org/app:preheated", &json!({ "nodeSelector": { "role": "web" } }));
+        self.cluster.apply(&preheat)?;
+        self.cluster.wait("condition=Complete", &["preheat/web"])?;
+        let status = &self.cluster.get(&["preheat/web"])?["status"];
+        note(format!("preheat: {} nodes, {} of the bytes", status["ready"], status["progress"]));
+        let counts = &status["nodes"];
+        ensure!(counts["complete"] == 2 && counts["selected"] == 2 && status["progress"] == "100%", "{status}");
+        let names = status["nodeStatuses"].as_array().into_iter().flatten().map(|node| node["name"].clone());
+        ensure!(names.collect::<Vec<_>>() == ["n1", "n2"], "{status}");
+        self.cluster.upstream.check_fetched(&image, 1)?;
+
+        let node = self.cluster.node(0)?;
+        let (before, traffic) = (received(node)?, node.traffic()?);
+        self.cluster.kubectl(&["delete", "pod/on-n1"])?;
+        self.cluster.apply(&pod_on("n1", "org/app:preheated"))?;
+        self.cluster.wait("condition=Ready", &["pod/on-n1"])?;
+        let (after, came) = (received(node)?, node.traffic()?.since(traffic).received_bytes);
+        for source in ["peer_same_zone", "peer_other_zone", "origin", "upstream"] {
+            ensure!(before.get(source) == after.get(source), "bytes came from {source}: {before:?}, then {after:?}");
+        }
+        let local = after.get("local").copied().unwrap_or(0) - before.get("local").copied().unwrap_or(0);
+        note(format!("the pod got {local} bytes from its node; {came} bytes of any kind reached the node"));
+        ensure!(local >= image.length(), "the pod got {local} of {} bytes from its node", image.length());
+        self.cluster.upstream.check_fetched(&image, 1)
+    }
+
+    /// With the secret it is fetched; where the secret may not be read or is missing, the status says so.
+    pub(super) fn preheat_private(&mut self) -> Result<()> {
+        let image = self.next_image()?;
+        self.cluster.upstream.push(&image, "org/private", "preheated")?;
+        let secrets = json!({ "imagePullSecrets": [{ "name": ALICE.name }] });
+        for (namespace, more, words) in [
+            ("default", json!({}), "UNAUTHORIZED"),
+            ("strangers", secrets.clone(), "preheat.secretNamespaces"),
+        ] {
+            self.cluster.apply(&preheat("refused", namespace, "org/private:preheated", &more))?;
+            wait_until("a preheat to be refused", PATIENCE, || {
+                let object = self.cluster.get(&["--namespace", namespace, "preheat/refused"])?;
+                let condition = &object["status"]["conditions"][0];
+                ensure!(condition["status"] != "True", "a preheat without the secret is complete");
+                Ok(condition["message"].as_str().is_some_and(|message| message.contains(words)))
+            })?;
+            self.cluster.kubectl(&["delete", "--namespace", namespace, "preheat/refused"])?;
+        }
+        self.cluster.upstream.check_fetched(&image, 0)?;
+        self.cluster.apply(&preheat("private", "default", "org/private:preheated", &secrets))?;
+        self.cluster.wait("condition=Complete", &["preheat/private"])?;
+        self.cluster.upstream.check_fetched(&image, 1)?;
+        self.cluster.kubectl(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
+    }
+}
+
+fn preheat(name: &str, namespace: &str, image: &str, more: &Value) -> Value {
+    let mut spec = more.clone();
+    spec["images"] = json!([format!("{HOST}/{image}")]);
+    json!({
+        "apiVersion": "shoal.dev/v1alpha1", "kind": "Preheat",
+        "metadata": { "name": name, "namespace": namespace }, "spec": spec,
+    })
+}
+
+fn received(node: &Node) -> Result<Received> {
+    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("shoal_agent_bytes_total{source=\""));
+    let counted = lines.filter_map(|line| line.split_once("\"} "));
+    counted.map(|(source, count)| Ok((source.to_owned(), count.parse().context("a counter")?))).collect()
+}
