@@ -365,3 +365,81 @@ fn interval_of(text: &str) -> anyhow::Result<Duration> {
     anyhow::ensure!(interval.get() >= INTERVAL_MIN, "interval {text:?} is shorter than 1m");
     Ok(interval.get())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_kube::NodeCounts;
+
+    fn case(spec: PreheatSpec) -> Case {
+        let mut preheat = Preheat::new("web", spec);
+        preheat.metadata.generation = Some(1);
+        Case::new(preheat)
+    }
+
+    fn standings(complete: u32, absent: u32, failed: u32, is_over: bool) -> Standings {
+        let counts = NodeCounts { selected: complete + absent + failed, complete, absent, failed, ..NodeCounts::default() };
+        Standings { counts, held_bytes: u64::from(complete), wanted_bytes: 3, nodes: Vec::new(), is_over }
+    }
+
+    fn said(case: &Case) -> (&str, &str) {
+        let condition = case.status.complete().unwrap();
+        (&condition.status, &condition.reason)
+    }
+
+    #[test]
+    fn the_status_says_what_is_missing_until_nothing_is() {
+        let mut case = case(PreheatSpec::default());
+        case.begin();
+        assert!(case.take_in(standings(0, 0, 0, false)));
+        assert_eq!(said(&case), ("False", "NoNodes"));
+        assert!(case.take_in(standings(0, 3, 0, false)));
+        assert_eq!(said(&case), ("False", "NoAgents"));
+        assert!(case.take_in(standings(1, 1, 1, false)));
+        assert_eq!(said(&case), ("False", "Failing"));
+        assert!(!case.take_in(standings(1, 1, 1, false)), "nothing has changed");
+        assert_eq!((case.status.ready.as_str(), case.status.progress.as_str()), ("1/3", "33%"));
+        assert!(!case.is_done());
+        assert!(case.take_in(standings(3, 0, 0, true)));
+        assert_eq!(said(&case), ("True", "Complete"));
+        assert!(case.is_done() && case.status.completion_time.is_some());
+    }
+
+    #[test]
+    fn what_was_seen_through_is_so_until_the_spec_changes() {
+        let mut case = case(PreheatSpec::default());
+        case.begin();
+        case.take_in(standings(3, 0, 0, true));
+        case.preheat.status = Some(case.status.clone());
+        assert!(Case::new(case.preheat.clone()).is_done());
+        case.preheat.metadata.generation = Some(2);
+        let mut anew = Case::new(case.preheat);
+        assert!(!anew.is_done());
+        anew.conclude(false, GIVEN_UP, String::new());
+        anew.status.observed_generation = Some(2);
+        anew.status.completion_time = None;
+        assert!(anew.is_done(), "given up");
+    }
+
+    #[test]
+    fn a_round_begins_when_it_shall_and_again_an_interval_after_it_began() {
+        let hour = Duration::from_secs(3600);
+        let nearly = |due: Duration, expected: Duration| due <= expected && due + Duration::from_secs(60) > expected;
+        assert_eq!(case(PreheatSpec::default()).due(), Duration::ZERO);
+        let mut case = case(PreheatSpec { interval: Some("1h".to_owned()), ..PreheatSpec::default() });
+        assert_eq!(case.due(), Duration::ZERO);
+        case.begin();
+        assert_eq!(case.due(), Duration::ZERO, "a tracker that has just taken over goes on at once");
+        case.take_in(standings(1, 0, 0, true));
+        assert!(!case.is_done() && nearly(case.due(), hour), "{:?}", case.due());
+    }
+
+    #[test]
+    fn an_interval_that_is_none_is_named() {
+        assert_eq!(interval_of("24h").unwrap(), Duration::from_secs(24 * 3600));
+        for (text, words) in [("soon", "soon"), ("10s", "shorter than 1m")] {
+            let error = interval_of(text).unwrap_err().to_string();
+            assert!(error.starts_with("interval ") && error.contains(words), "{error}");
+        }
+    }
+}

@@ -257,3 +257,70 @@ fn blobs(manifest: &[u8]) -> Result<Vec<proto::Blob>, String> {
     }
     Ok(blobs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_proto::origin::v1::UpstreamError;
+
+    fn digest(name: &str) -> String {
+        Digest::sha256_of(name.as_bytes()).to_string()
+    }
+
+    fn layer(name: &str) -> serde_json::Value {
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        serde_json::json!({ "mediaType": media_type, "digest": digest(name), "size": name.len() })
+    }
+
+    fn manifest(layers: &[serde_json::Value]) -> Vec<u8> {
+        let manifest = serde_json::json!({ "schemaVersion": 2, "config": layer("config"), "layers": layers });
+        serde_json::to_vec(&manifest).unwrap()
+    }
+
+    #[test]
+    fn an_image_is_its_config_and_each_of_its_own_layers_once() {
+        let mut foreign = layer("foreign");
+        foreign["urls"] = serde_json::json!(["https://elsewhere.example/layer"]);
+        let blobs = blobs(&manifest(&[layer("base"), foreign, layer("top"), layer("base")])).unwrap();
+        let names: Vec<_> = blobs.iter().map(|blob| (blob.digest.as_str(), blob.length_bytes)).collect();
+        let (config, base, top) = (digest("config"), digest("base"), digest("top"));
+        assert_eq!(names, [(config.as_str(), 6), (base.as_str(), 4), (top.as_str(), 3)]);
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let many: Vec<_> = (0..BLOBS_MAX).map(|n| layer(&format!("{n}"))).collect();
+        assert_eq!(blobs(&manifest(&many)).unwrap_err(), "it has 513 layers, more than 512");
+        for content in ["", "{}", "[]", r#"{"schemaVersion":2,"layers":[]}"#] {
+            assert!(blobs(content.as_bytes()).is_err(), "{content}");
+        }
+    }
+
+    #[test]
+    fn of_an_index_a_platform_takes_its_own_manifest_and_no_attestation() {
+        let entry = |os: &str, architecture: &str| {
+            let media_type = "application/vnd.oci.image.manifest.v1+json";
+            let platform = serde_json::json!({ "os": os, "architecture": architecture });
+            serde_json::json!({ "mediaType": media_type, "digest": digest(architecture), "size": 1, "platform": platform })
+        };
+        let manifests = [entry("unknown", "unknown"), entry("linux", "arm64"), entry("windows", "amd64")];
+        let index = serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "manifests": manifests })).unwrap();
+        assert!(is_index(&index) && !is_index(&manifest(&[])));
+        let index = ImageIndex::from_reader(index.as_slice()).unwrap();
+        let found = |os: &str, architecture: &str| {
+            let platform = Platform { os: os.into(), architecture: architecture.into() };
+            index.manifests().iter().position(|entry| is_for(entry, &platform))
+        };
+        assert_eq!((found("linux", "arm64"), found("linux", "amd64"), found("windows", "amd64")), (Some(1), None, Some(2)));
+    }
+
+    #[test]
+    fn the_words_of_the_registry_are_told_and_an_origin_that_is_away_is_none() {
+        assert!(refusal("app", &Status::unavailable("connection refused")).is_none());
+        let error = UpstreamError { code: "DENIED".into(), message: "not yours".into(), ..UpstreamError::default() };
+        let mut status = Status::permission_denied("");
+        let bytes = tonic::metadata::MetadataValue::from_bytes(&error.encode_to_vec());
+        status.metadata_mut().insert_bin(UPSTREAM_ERROR_METADATA, bytes);
+        assert_eq!(refusal("app", &status).unwrap().to_string(), "app: DENIED: not yours");
+    }
+}
