@@ -1,8 +1,8 @@
 //! The origin: pulls blobs through from upstream registries once for the whole cluster, publishes each piece's hash as
 //! the piece arrives, and is the first seeder. It is a plain pull-through registry too.
 //!
-//! Two doors, gRPC for agents (`grpc`, with the `tickets` it takes) and OCI over HTTP (`front`), lead into the same rooms: `ingest` for blobs,
-//! `manifests`, and `authorize`, which all go upstream through `gate`. Payload goes from `ingest` into the peer node.
+//! Two doors, gRPC for agents (`grpc`, with the `tickets` it takes) and OCI over HTTP (`front`), lead into the same rooms:
+//! `ingest` for blobs, `manifests`, and `authorize`, which all go upstream through `gate`. Payload goes from `ingest` into the peer node.
 //!
 //! Start at [`start`]; the program calls [`run`].
 

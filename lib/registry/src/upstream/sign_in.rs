@@ -45,6 +45,8 @@ const LIFETIME_ENDLESS: Duration = Duration::from_secs(300);
 const CONFIGS_MAX: usize = 16;
 /// The most bytes of pull secrets looked through for one account.
 const CONFIGS_LENGTH_MAX: usize = 1024 * 1024;
+/// The longest password or token of a pull secret, in bytes: it is kept, and goes into a header.
+const CREDENTIAL_LENGTH_MAX: usize = 16 * 1024;
 
 impl Account {
     /// Reads an `Authorization` header of the Basic scheme (RFC 7617). The user's name says for which registry the password
@@ -75,6 +77,13 @@ impl Account {
         let mut unreadable = None;
         for config in configs {
             match entry_of(config, repository) {
+                Ok(Some(Credential::Basic(secret) | Credential::Identity(secret)))
+                    if secret.expose().len() > CREDENTIAL_LENGTH_MAX =>
+                {
+                    return Err(UpstreamError::Request(
+                        "the password in a pull secret is longer than 16 KiB".to_owned(),
+                    ));
+                }
                 Ok(Some(credential)) => {
                     return Ok(Some(Self { registry: repository.registry.clone(), credential }));
                 }
@@ -231,6 +240,7 @@ mod tests {
         assert!(from(&vec![config("r.example", "ann"); CONFIGS_MAX]).is_ok());
         assert!(from(&vec![config("r.example", "ann"); CONFIGS_MAX + 1]).is_err());
         assert!(from(&[vec![b' '; CONFIGS_LENGTH_MAX], config("r.example", "ann")]).is_err());
+        assert!(from(&[config("r.example", &"x".repeat(CREDENTIAL_LENGTH_MAX))]).is_err());
         let helper = br#"{"credHelpers":{"r.example":"any"},"credsStore":"any"}"#.to_vec();
         assert_eq!(from(&[helper]).unwrap(), None);
     }
