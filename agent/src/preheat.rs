@@ -63,7 +63,8 @@ struct Blob {
 pub(crate) async fn run(node: String, blobs: Arc<Blobs>, shutdown: CancellationToken) {
     let (turns, ended) = (Arc::new(Semaphore::new(BLOBS_AT_A_TIME)), Arc::new(Notify::new()));
     // Of each node its own, so that those that begin together do not stay together.
-    let haste = 0.9 + 0.1 * f64::from(Digest::sha256_of(node.as_bytes()).as_bytes().first().copied().unwrap_or(0)) / 255.0;
+    let haste =
+        0.9 + 0.1 * f64::from(Digest::sha256_of(node.as_bytes()).as_bytes().first().copied().unwrap_or(0)) / 255.0;
     let mut preheat = Preheat { node, blobs, tasks: BTreeMap::new(), turns, ended: ended.clone() };
     let work = async {
         loop {

@@ -13,7 +13,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
@@ -62,7 +62,8 @@ struct Harbor {
 /// When the token cannot be read or the address cannot be listened on.
 pub(crate) async fn serve(config: &Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     let token = std::fs::read_to_string(&config.token_file);
-    let token = token.with_context(|| format!("cannot read {} (key `harbor.token_file`)", config.token_file.display()))?;
+    let token =
+        token.with_context(|| format!("cannot read {} (key `harbor.token_file`)", config.token_file.display()))?;
     let token = token.trim().to_owned();
     anyhow::ensure!(token.len() >= 16, "the token of Harbor has less than 16 characters (key `harbor.token_file`)");
     let listener = TcpListener::bind(config.listen).await;
@@ -95,7 +96,7 @@ async fn authenticate(State(harbor): State<Arc<Harbor>>, request: Request, next:
     if shown.is_some_and(|shown| is_token(shown, &harbor.token)) {
         return next.run(request).await;
     }
-    refuse(StatusCode::UNAUTHORIZED, "the token of the preheat instance is not the one configured here")
+    refuse(StatusCode::UNAUTHORIZED, "the token of the preheat instance is not the one configured here").into_response()
 }
 
 /// Compares hashes, so that how long it takes tells nothing.
@@ -132,12 +133,12 @@ struct Event {
     target: Image,
 }
 
-async fn dragonfly1(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<Json<Value>, Response> {
+async fn dragonfly1(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<Json<Value>, Refusal> {
     let image: Image = read(&body)?;
     Ok(Json(json!({ "ID": harbor.preheat(&image).await?.to_string() })))
 }
 
-async fn dragonfly1_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>) -> Result<Json<Value>, Response> {
+async fn dragonfly1_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>) -> Result<Json<Value>, Refusal> {
     let Standing { phase, begun, ended, message } = harbor.state(id).await?;
     let status = match phase {
         Phase::Waiting => "WAITING",
@@ -149,13 +150,13 @@ async fn dragonfly1_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>
     Ok(Json(json!({ "ID": id, "status": status, "startTime": begun, "finishTime": ended, "errorMsg": message })))
 }
 
-async fn dragonfly2(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<Json<Value>, Response> {
+async fn dragonfly2(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<Json<Value>, Refusal> {
     let job: Job = read(&body)?;
     let id = harbor.preheat(&job.args).await?;
     Ok(Json(json!({ "id": id, "state": "PENDING", "type": "preheat" })))
 }
 
-async fn dragonfly2_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>) -> Result<Json<Value>, Response> {
+async fn dragonfly2_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>) -> Result<Json<Value>, Refusal> {
     let Standing { phase, begun, ended, message } = harbor.state(id).await?;
     let state = match phase {
         Phase::Waiting => "PENDING",
@@ -167,7 +168,7 @@ async fn dragonfly2_state(State(harbor): State<Arc<Harbor>>, Path(id): Path<u64>
     Ok(Json(json!({ "id": id, "state": state, "created_at": begun, "updated_at": updated, "message": message })))
 }
 
-async fn kraken(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<&'static str, Response> {
+async fn kraken(State(harbor): State<Arc<Harbor>>, body: Bytes) -> Result<&'static str, Refusal> {
     let Notification { events } = read(&body)?;
     if events.len() > EVENTS_MAX {
         return Err(refuse(StatusCode::BAD_REQUEST, &format!("at most {EVENTS_MAX} events are taken")));
@@ -196,7 +197,7 @@ enum Phase {
 
 impl Harbor {
     /// Lets every node hold an image; gives the number that Harbor asks by. The same image is the same object, and done again.
-    async fn preheat(&self, image: &Image) -> Result<u64, Response> {
+    async fn preheat(&self, image: &Image) -> Result<u64, Refusal> {
         let name = image.reference().map_err(|message| refuse(StatusCode::BAD_REQUEST, &message))?;
         let id = id_of(&name);
         let spec = PreheatSpec {
@@ -212,9 +213,10 @@ impl Harbor {
         Ok(id)
     }
 
-    async fn state(&self, id: u64) -> Result<Standing, Response> {
+    async fn state(&self, id: u64) -> Result<Standing, Refusal> {
         let found = self.preheats.get(&object(id)).await.map_err(|error| away(&error))?;
-        let preheat = found.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "there is no such preheat, or it has been deleted"))?;
+        let preheat =
+            found.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "there is no such preheat, or it has been deleted"))?;
         Ok(Standing::of(&preheat))
     }
 }
@@ -246,7 +248,8 @@ fn text(time: &impl Serialize) -> String {
 impl Image {
     /// The image as Pods name it, out of the address of its manifest: `https://HOST/v2/NAME/manifests/REFERENCE`.
     fn reference(&self) -> Result<String, String> {
-        let refused = || format!("url {:?} is not that of a manifest: https://registry/v2/name/manifests/tag", self.url);
+        let refused =
+            || format!("url {:?} is not that of a manifest: https://registry/v2/name/manifests/tag", self.url);
         let (_, rest) = self.url.split_once("://").ok_or_else(refused)?;
         let (host, path) = rest.split_once("/v2/").ok_or_else(refused)?;
         let (name, reference) = path.split_once("/manifests/").ok_or_else(refused)?;
@@ -268,17 +271,27 @@ fn object(id: u64) -> String {
     format!("harbor-{id}")
 }
 
-fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Response> {
+fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| refuse(StatusCode::BAD_REQUEST, &format!("the request: {error}")))
 }
 
-fn away(error: &shoal_kube::Error) -> Response {
+fn away(error: &shoal_kube::Error) -> Refusal {
     tracing::warn!(%error, "cannot preheat what Harbor asks for");
     refuse(StatusCode::BAD_GATEWAY, &format!("the Kubernetes API server: {error}"))
 }
 
-fn refuse(status: StatusCode, message: &str) -> Response {
-    (status, Json(json!({ "error": message }))).into_response()
+fn refuse(status: StatusCode, message: &str) -> Refusal {
+    Refusal(status, message.to_owned())
+}
+
+/// Why a call is refused.
+#[derive(Debug)]
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
 }
 
 #[cfg(test)]

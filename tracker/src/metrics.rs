@@ -40,7 +40,8 @@ pub(crate) fn metrics(service: &Arc<Service>, preheat: &preheat::Shared) -> Metr
         metrics.gauge_fn(name, help, &[], move || value(service.sizes()) as f64);
     }
     let (rounds, nodes) = (preheat.clone(), preheat.clone());
-    metrics.gauge_fn("preheats", "Preheats under way, at the tracker that leads.", &[], move || rounds.sizes().0 as f64);
+    metrics
+        .gauge_fn("preheats", "Preheats under way, at the tracker that leads.", &[], move || rounds.sizes().0 as f64);
     metrics.gauge_fn("nodes", "Nodes of the cluster, at the tracker that leads.", &[], move || nodes.sizes().1 as f64);
     metrics
 }

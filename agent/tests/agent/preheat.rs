@@ -24,10 +24,7 @@ struct Leader {
 
 #[tonic::async_trait]
 impl Preheat for Leader {
-    async fn report(
-        &self,
-        request: Request<proto::ReportRequest>,
-    ) -> Result<Response<proto::ReportResponse>, Status> {
+    async fn report(&self, request: Request<proto::ReportRequest>) -> Result<Response<proto::ReportResponse>, Status> {
         let told = request.into_inner().tasks;
         let task = self.task.lock().unwrap().clone();
         let gone = told.iter().map(|told| told.id.clone()).filter(|id| task.as_ref().is_none_or(|task| task.id != *id));
@@ -41,7 +38,8 @@ impl Preheat for Leader {
 impl Leader {
     fn gives(&self, revision: u64, digests: &[Digest]) {
         let blobs = digests.iter().map(|digest| proto::Blob { digest: digest.to_string(), length_bytes: 0 }).collect();
-        let image = proto::Image { registry: REGISTRY.into(), repository: "app".into(), blobs, ..proto::Image::default() };
+        let image =
+            proto::Image { registry: REGISTRY.into(), repository: "app".into(), blobs, ..proto::Image::default() };
         *self.task.lock().unwrap() = Some(proto::Task { id: ID.into(), revision, images: vec![image] });
     }
 

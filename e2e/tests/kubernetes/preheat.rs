@@ -53,10 +53,9 @@ impl Release<'_> {
         let image = self.next_image()?;
         self.cluster.upstream.push(&image, "org/private", "preheated")?;
         let secrets = json!({ "imagePullSecrets": [{ "name": ALICE.name }] });
-        for (namespace, more, words) in [
-            ("default", json!({}), "UNAUTHORIZED"),
-            ("strangers", secrets.clone(), "preheat.secretNamespaces"),
-        ] {
+        for (namespace, more, words) in
+            [("default", json!({}), "UNAUTHORIZED"), ("strangers", secrets.clone(), "preheat.secretNamespaces")]
+        {
             self.cluster.apply(&preheat("refused", namespace, "org/private:preheated", &more))?;
             wait_until("a preheat to be refused", PATIENCE, || {
                 let object = self.cluster.get(&["--namespace", namespace, "preheat/refused"])?;

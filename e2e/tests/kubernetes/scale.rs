@@ -64,7 +64,10 @@ pub(super) fn two_thousand_nodes(bench: &Bench) -> Result<()> {
     cluster.upstream.check_fetched(&image, 0)?;
 
     let requests = requests(&cluster.audit_log()?);
-    note(format!("{NODES} nodes, {PARALLELISM} at a time: {took:.1?}, {reports} reports; status of {} bytes", object.to_string().len()));
+    note(format!(
+        "{NODES} nodes, {PARALLELISM} at a time: {took:.1?}, {reports} reports; status of {} bytes",
+        object.to_string().len()
+    ));
     note(format!("tracker: {} KiB anonymous with the nodes known, {} KiB at the end", at_rest >> 10, anon >> 10));
     note(format!("requests to the API server: {requests:?}"));
     let count = requests.values().sum::<usize>();
@@ -102,7 +105,8 @@ fn preheat_all(bytes: u64) -> Result<usize> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let channel = Channel::from_shared(format!("http://127.0.0.1:{TRACKER_PORT}"))?.connect().await?;
-        let mut agents: Vec<_> = (0..NODES).map(|n| Agent { name: name(n), held: Vec::new(), is_done: false }).collect();
+        let mut agents: Vec<_> =
+            (0..NODES).map(|n| Agent { name: name(n), held: Vec::new(), is_done: false }).collect();
         let (mut reports, deadline) = (0, Instant::now() + PATIENCE);
         while agents.iter().any(|agent| !agent.is_done) {
             ensure!(Instant::now() < deadline, "only some nodes were preheated");
@@ -132,7 +136,13 @@ impl Agent {
             let held = task.images.iter().flat_map(|image| &image.blobs).map(|blob| blob.length_bytes).sum();
             ensure!(held >= bytes, "the task is of {held} bytes");
             let state = State::Complete.into();
-            self.held = vec![Progress { id: task.id, revision: task.revision, state, held_bytes: held, message: String::new() }];
+            self.held = vec![Progress {
+                id: task.id,
+                revision: task.revision,
+                state,
+                held_bytes: held,
+                message: String::new(),
+            }];
         }
         Ok(())
     }
@@ -144,7 +154,8 @@ fn requests(log: &[Value]) -> BTreeMap<String, usize> {
     let mut seen = std::collections::BTreeSet::new();
     for event in log.iter().filter(|event| seen.insert(event["auditID"].to_string())) {
         let object = &event["objectRef"];
-        let of = [&object["resource"], &object["subresource"]].into_iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        let of =
+            [&object["resource"], &object["subresource"]].into_iter().filter_map(Value::as_str).collect::<Vec<_>>();
         *requests.entry(format!("{} {}", event["verb"].as_str().unwrap_or_default(), of.join("/"))).or_default() += 1;
     }
     requests

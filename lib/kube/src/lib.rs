@@ -21,8 +21,8 @@ pub use lease::while_leading;
 pub use nodes::{NodeLabels, Platform, nodes};
 pub use place::{Place, RACK_LABEL, place_of};
 pub use preheats::{
-    COMPLETE, Condition, ImageStatus, LocalObject, NodeCounts, NodeStatus, Preheat, PreheatSpec, PreheatStatus, Preheats, SecretError,
-    definition, now, until,
+    COMPLETE, Condition, ImageStatus, LocalObject, NodeCounts, NodeStatus, Preheat, PreheatSpec, PreheatStatus,
+    Preheats, SecretError, definition, now, until,
 };
 pub use servers::servers;
 

@@ -53,7 +53,7 @@ pub struct PreheatSpec {
     #[schemars(range(min = 1))]
     pub parallelism: Option<u32>,
     /// When to begin. Default: at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub start_time: Option<Time>,
     /// How long after it began to do it again, for tags that move and nodes that come, such as `24h`; at least `1m`. Default: never.
@@ -88,11 +88,11 @@ pub struct PreheatStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// When it began, last time.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub start_time: Option<Time>,
     /// When every node held every layer.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub completion_time: Option<Time>,
     /// The nodes that are done, of those that are to be: `3/5`.
@@ -260,7 +260,8 @@ impl Preheats {
     /// # Errors
     /// When the API server does not take it. Retryable.
     pub async fn apply(&self, name: &str, spec: PreheatSpec) -> Result<Preheat, kube::Error> {
-        let params = PatchParams { force: true, field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let params =
+            PatchParams { force: true, field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         self.own().patch(name, &params, &Patch::Apply(Preheat::new(name, spec))).await
     }
 

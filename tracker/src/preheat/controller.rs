@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use shoal_kit::HumanDuration;
 use shoal_kube::{
-    COMPLETE, Change, Client, Condition, Preheat, PreheatSpec, PreheatStatus, Preheats, nodes, now, until, while_leading,
+    COMPLETE, Change, Client, Condition, Preheat, PreheatSpec, PreheatStatus, Preheats, nodes, now, until,
+    while_leading,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -324,7 +325,10 @@ impl Case {
             _ if is_over && counts.absent == 0 => ("Complete", format!("{} nodes hold every layer", counts.complete)),
             _ if is_over => {
                 let (complete, absent) = (counts.complete, counts.absent);
-                ("Complete", format!("{complete} nodes hold every layer; of {absent} nothing was heard for {SILENT_MAX:?}"))
+                (
+                    "Complete",
+                    format!("{complete} nodes hold every layer; of {absent} nothing was heard for {SILENT_MAX:?}"),
+                )
             }
             _ if counts.selected == 0 => ("NoNodes", "no node has the labels of nodeSelector".to_owned()),
             _ if counts.absent == counts.selected => ("NoAgents", "no agent of these nodes has been heard".to_owned()),
@@ -378,7 +382,8 @@ mod tests {
     }
 
     fn standings(complete: u32, absent: u32, failed: u32, is_over: bool) -> Standings {
-        let counts = NodeCounts { selected: complete + absent + failed, complete, absent, failed, ..NodeCounts::default() };
+        let counts =
+            NodeCounts { selected: complete + absent + failed, complete, absent, failed, ..NodeCounts::default() };
         Standings { counts, held_bytes: u64::from(complete), wanted_bytes: 3, nodes: Vec::new(), is_over }
     }
 

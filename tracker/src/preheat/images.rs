@@ -13,7 +13,7 @@ use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{self as origin, GrantRequest, ResolveRequest, ResolveResponse};
 use shoal_proto::preheat::v1 as proto;
 use shoal_registry::reference::parse_image;
-use shoal_registry::{MANIFEST_ACCEPT, MANIFEST_LENGTH_MAX, Reference, ReferenceError, Repository};
+use shoal_registry::{MANIFEST_ACCEPT, MANIFEST_LENGTH_MAX, Reference, ReferenceError, Repository, TICKET_SCHEME};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -25,8 +25,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a ticket is good; it is prolonged more often.
 const TICKET_VALID: Duration = Duration::from_secs(600);
-/// What origins are shown with a ticket.
-const TICKET_SCHEME: &str = "Shoal-Ticket";
 /// The most blobs of one image; images have at most 127 layers.
 const BLOBS_MAX: usize = 512;
 
@@ -235,9 +233,10 @@ fn is_index(content: &[u8]) -> bool {
 
 /// Whether an entry of an index is for a platform; attestations are for none.
 fn is_for(descriptor: &Descriptor, platform: &Platform) -> bool {
-    descriptor.platform().as_ref().is_some_and(|it| {
-        it.os().to_string() == platform.os && it.architecture().to_string() == platform.architecture
-    })
+    descriptor
+        .platform()
+        .as_ref()
+        .is_some_and(|it| it.os().to_string() == platform.os && it.architecture().to_string() == platform.architecture)
 }
 
 /// The blobs that a manifest names, its config among them. Foreign layers are left out: the registry does not have them.
@@ -311,7 +310,10 @@ mod tests {
             let platform = Platform { os: os.into(), architecture: architecture.into() };
             index.manifests().iter().position(|entry| is_for(entry, &platform))
         };
-        assert_eq!((found("linux", "arm64"), found("linux", "amd64"), found("windows", "amd64")), (Some(1), None, Some(2)));
+        assert_eq!(
+            (found("linux", "arm64"), found("linux", "amd64"), found("windows", "amd64")),
+            (Some(1), None, Some(2))
+        );
     }
 
     #[test]

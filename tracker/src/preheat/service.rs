@@ -25,7 +25,10 @@ impl Preheat for Service {
             return Err(Status::invalid_argument("the field node is not the name of a node"));
         }
         if tasks.len() > TASKS_MAX {
-            return Err(Status::invalid_argument(format!("a report is of at most {TASKS_MAX} tasks, not {}", tasks.len())));
+            return Err(Status::invalid_argument(format!(
+                "a report is of at most {TASKS_MAX} tasks, not {}",
+                tasks.len()
+            )));
         }
         let now = tokio::time::Instant::now().into_std();
         Ok(Response::new(self.0.lock().report(now, &node, &tasks)))
