@@ -68,6 +68,12 @@ pub(crate) struct AgentArgs {
     /// An origin, as http://host:port, or as kubernetes:///service[.namespace]:port; may be repeated.
     #[arg(long = "origin", env = "SHOAL_ORIGINS", value_delimiter = ',')]
     origins: Option<Vec<String>>,
+    /// Whether the layers of Pods bound to this node are fetched before its kubelet asks for them: true or false.
+    #[arg(long, env = "SHOAL_PREFETCH_PODS")]
+    prefetch_pods: Option<bool>,
+    /// A registry of which that is done, such as docker.io; may be repeated. None: all.
+    #[arg(long = "prefetch-registry", env = "SHOAL_PREFETCH_REGISTRIES", value_delimiter = ',')]
+    prefetch_registries: Option<Vec<String>>,
 }
 
 /// Flags of `shoal origin`.
@@ -119,7 +125,7 @@ pub(crate) fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let mut config: shoal_agent::Config = load(&args.part)?;
     overlay!(config, part args.part);
     overlay!(config, peer args.peer);
-    overlay!(config, args, listen origins);
+    overlay!(config, args, listen origins prefetch_pods prefetch_registries);
     until_told(|shutdown| shoal_agent::run(config, shutdown))
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::blobs::{Blobs, Opened};
 use crate::download::{ReadError, Reader, slice_length};
+use crate::given::Given;
 use crate::metrics::Fallback;
 use crate::sendfile::{Run, Slots};
 
@@ -54,6 +55,8 @@ pub(crate) struct BlobReader {
     digest: Digest,
     source: Source,
     slots: Slots,
+    /// Told when the client has all of the blob with this body.
+    told: Option<Arc<Given>>,
 }
 
 enum Source {
@@ -84,7 +87,12 @@ impl BlobReader {
             Opened::Arriving(download) => Source::Arriving(download.reader(from)),
             Opened::Upstream { .. } => Source::Upstream(None),
         };
-        Self { blobs: blobs.clone(), access: access.clone(), digest, source, slots }
+        Self { blobs: blobs.clone(), access: access.clone(), digest, source, slots, told: None }
+    }
+
+    /// For an answer with which the client has all of the blob, if it ends well: who is told of that then.
+    pub(crate) fn telling(self, told: Option<Arc<Given>>) -> Self {
+        Self { told, ..self }
     }
 
     /// Waits until the byte at `offset` is at hand: the last moment at which an answer can still be an error.
@@ -241,6 +249,9 @@ pub(crate) fn body(reader: BlobReader, stretches: Vec<Stretch>) -> Body {
                 let next = range.start + run.remaining() as u64;
                 if next < range.end {
                     stretches.push_front(Stretch::Blob(next..range.end));
+                } else if let Some(given) = reader.told.take() {
+                    // hyper does not come back for the end of a body whose length it knows.
+                    given.note(reader.digest);
                 }
                 run
             }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use shoal_kit::{ByteSize, HumanDuration, Rate, Rejected};
 use shoal_kube::{Place, RACK_LABEL};
 use shoal_meta::Topology;
-use shoal_registry::{PrivateImages, RegistryConfig};
+use shoal_registry::{PrivateImages, RegistryConfig, Repository};
 
 /// The configuration of one agent.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +27,12 @@ pub struct Config {
     /// The Kubernetes node the agent runs on. Its zone, its rack and the address that peers dial are read from it, unless they
     /// are given here. Default: none.
     pub node_name: Option<String>,
+    /// Whether the layers of Pods bound to the node `node_name` are fetched from the swarm before its kubelet asks for them, as far
+    /// as anybody may have them and the node lacks them. Needs the right to list and watch Pods. Default: true.
+    pub prefetch_pods: bool,
+    /// The registries that the node's runtime asks for here, such as `docker.io`: of others nothing is fetched for Pods. Default:
+    /// all.
+    pub prefetch_registries: Vec<String>,
     /// The node's failure zone. Default: the node's label `topology.kubernetes.io/zone`, or unknown.
     pub zone: String,
     /// The node's rack inside the zone. Default: the node's label `rack_label`, or unknown.
@@ -81,6 +87,8 @@ impl Default for Config {
             peer_listen: SocketAddr::from(([0, 0, 0, 0], 5051)),
             peer_advertise: None,
             node_name: None,
+            prefetch_pods: true,
+            prefetch_registries: Vec::new(),
             zone: String::new(),
             rack: String::new(),
             rack_label: RACK_LABEL.to_owned(),
@@ -118,7 +126,19 @@ impl Config {
         {
             return Err(Rejected::new("peer_advertise", advertise, "an address and port that peers can dial"));
         }
-        Ok(())
+        self.registries_ahead().map(|_| ())
+    }
+
+    /// The registries of which something is fetched for Pods, by their one name; none given means all.
+    pub(crate) fn registries_ahead(&self) -> Result<Vec<String>, Rejected> {
+        let names = self.prefetch_registries.iter().map(|text| {
+            // A registry's name is checked with one of a repository.
+            let named = Repository::new(text, "library/any").map(|repository| repository.registry);
+            named.map_err(|_| {
+                Rejected::new("prefetch_registries", text, "a registry such as docker.io or 10.0.0.5:5000")
+            })
+        });
+        names.collect()
     }
 
     /// Where the node stands, and what peers are told to dial: as given, and for the rest as Kubernetes knows its node.
@@ -152,5 +172,8 @@ mod tests {
         let registries = "[registries.\"localhost:5000\"]\nplain_http = true\n";
         assert!(parse(registries).unwrap().registries["localhost:5000"].plain_http);
         Config::default().validate().unwrap();
+        let registries = parse("prefetch_registries = [\"index.docker.io\", \"LOCALHOST:5000\"]\n").unwrap();
+        assert_eq!(registries.registries_ahead().unwrap(), ["docker.io", "localhost:5000"]);
+        assert!(parse("prefetch_registries = [\"a/b\"]\n").unwrap().validate().is_err());
     }
 }

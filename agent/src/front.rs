@@ -28,6 +28,7 @@ use crate::answer::{
 };
 use crate::blobs::{Blobs, Opened};
 use crate::body::{BlobReader, Body, Stretch, body, cut};
+use crate::given::{Given, completes};
 use crate::manifests::{Found, Manifests};
 use crate::metrics::{Counters, Fallback};
 use crate::sendfile::{Outlet, Slots};
@@ -55,9 +56,10 @@ const ACCEPT_MAX: usize = 64;
 /// Answers requests.
 #[derive(Debug)]
 pub(crate) struct Front {
-    pub(crate) manifests: Manifests,
+    pub(crate) manifests: Arc<Manifests>,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) upstream: Upstream,
+    pub(crate) given: Arc<Given>,
 }
 
 /// Accepts and serves until shutdown, then lets the answers that are under way end.
@@ -224,6 +226,7 @@ impl Front {
         };
         let length = opened.length();
         let ranges = wanted.map_or(RangeSet::Whole, |wanted| range::parse(wanted, length));
+        let informed = completes(&ranges, wanted, length).then(|| self.given.clone());
         let (builder, stretches) = match ranges {
             RangeSet::Whole => (blob_headers(StatusCode::OK, &digest, length), vec![Stretch::Blob(0..length)]),
             RangeSet::Single(range) => (part_headers(&digest, &range, length), vec![Stretch::Blob(range)]),
@@ -243,7 +246,7 @@ impl Front {
             Stretch::Text(_) => None,
         });
         let first = first.unwrap_or(0);
-        let mut reader = BlobReader::new(&self.blobs, &access, digest, opened, first, slots.clone());
+        let mut reader = BlobReader::new(&self.blobs, &access, digest, opened, first, slots.clone()).telling(informed);
         // A source that is slow is no failure: the headers go out, and the body follows.
         if let Ok(ready) = timeout_at(patience, reader.ready(first)).await {
             ready.map_err(told)?;

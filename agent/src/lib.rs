@@ -3,7 +3,8 @@
 //! The program `shoal` runs it, demonstrations and tests embed it. A blob request walks through the rooms one way:
 //! `front` (HTTP, and nothing else knows it; passwords go through `sign_in`) → `authorize` → `blobs` (store, or one
 //! download for each digest) → `download` (the torrent and its metainfo) with `fallback` watching over it, and back out
-//! through `body`; what is whole and in the page cache leaves by `sendfile`.
+//! through `body`; what is whole and in the page cache leaves by `sendfile`. `pods` asks for what the node's Pods need, before
+//! their requests come.
 //!
 //! Promises: a pull that would have worked without the agent works with it; nobody is given a byte that upstream would
 //! not give them; no answer ends cleanly short. What a shutdown loses: pieces not yet whole; the rest is resumed.
@@ -16,9 +17,11 @@ mod config;
 mod download;
 mod fallback;
 mod front;
+mod given;
 mod manifests;
 mod metrics;
 mod origin;
+mod pods;
 mod preheat;
 mod sendfile;
 mod sign_in;
@@ -30,13 +33,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shoal_kit::{Admin, AdminParts, Metrics, serve_admin};
+use shoal_kube::BoundPod;
 use shoal_meta::{PeerInfo, Role, Server};
 use shoal_peer::Node;
 use shoal_registry::Timing;
 use shoal_registry::upstream::{self, Upstream};
 use shoal_store::{Budget, Store};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +49,11 @@ pub use status::{ReceivedBytes, Status, TorrentStatus};
 
 use blobs::Blobs;
 use front::Front;
+use given::Given;
 use manifests::Manifests;
 use metrics::Counters;
 use origin::Origins;
+use pods::Pods;
 
 /// How long all of the shutdown may take; answers under way have most of it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -71,6 +77,7 @@ pub struct Running {
     blobs: Arc<Blobs>,
     admin: Admin,
     served: JoinHandle<()>,
+    pods: mpsc::Sender<BoundPod>,
 }
 
 /// Starts an agent; it runs until `shutdown` is cancelled. Port 0 in an address takes a free one.
@@ -108,16 +115,32 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let blobs =
         Blobs::new(store.clone(), node, origins.clone(), upstream.clone(), counters, stall_timeout, shutdown.clone());
     status::expose(&metrics, &blobs);
-    let manifests = Manifests::new(origins, upstream.clone());
-    let front = Arc::new(Front { manifests, blobs: blobs.clone(), upstream });
+    let manifests = Arc::new(Manifests::new(origins, upstream.clone()));
+    let given = Given::open(&config.store).await;
+    let ahead = Pods {
+        manifests: manifests.clone(),
+        blobs: blobs.clone(),
+        upstream: upstream.clone(),
+        given: given.clone(),
+        registries: config.registries_ahead()?,
+        refused: pods::Refused::default(),
+    };
+    let pods = follow_pods(&config, ahead, &shutdown);
+    let front = Arc::new(Front { manifests, blobs: blobs.clone(), upstream, given: given.clone() });
     if let Some(node) = config.node_name.clone() {
         tokio::spawn(preheat::run(node, blobs.clone(), shutdown.clone()));
     }
     let admin = serve_admin(config.admin_listen, admin_parts(&metrics, &blobs), shutdown.clone()).await?;
-    let served = tokio::spawn(front::serve(front, listener, shutdown.clone()));
+    let serving = front::serve(front, listener, shutdown.clone());
+    let served = tokio::spawn(async move {
+        tokio::select! {
+            () = serving => given.save().await,
+            () = given.save_now_and_then() => {}
+        }
+    });
     tokio::spawn(trim_now_and_then(store, shutdown));
     tracing::info!(front = %front_addr, admin = %admin.address(), peer = %blobs.node.info().address, "agent is up");
-    Ok(Running { front_addr, blobs, admin, served })
+    Ok(Running { front_addr, blobs, admin, served, pods })
 }
 
 /// Runs an agent until shutdown, and lets what is under way end.
@@ -163,6 +186,12 @@ impl Running {
         Watch(self.blobs.clone())
     }
 
+    /// Takes Pods bound to this node, whose layers are fetched ahead. Kubernetes tells of them, where `node_name` is set.
+    #[must_use]
+    pub fn pods(&self) -> &mpsc::Sender<BoundPod> {
+        &self.pods
+    }
+
     /// Waits until it has shut down.
     pub async fn stopped(self) {
         if let Err(error) = self.served.await {
@@ -184,6 +213,18 @@ impl Watch {
     pub fn status(&self) -> Status {
         Status::of(&self.0)
     }
+}
+
+/// Begins to fetch ahead for Pods, and to follow those of the node.
+fn follow_pods(config: &Config, ahead: Pods, shutdown: &CancellationToken) -> mpsc::Sender<BoundPod> {
+    let (told, pods) = mpsc::channel(pods::QUEUE_MAX);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(ahead.run(pods)));
+    if let Some(node) = config.node_name.clone().filter(|_| config.prefetch_pods) {
+        let told = told.clone();
+        let follow = async move { shoal_kube::follow_pods(&node, told).await };
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(follow));
+    }
+    told
 }
 
 async fn node_config(config: &Config, trackers: watch::Receiver<Vec<Server>>) -> shoal_peer::Config {

@@ -1,6 +1,7 @@
 //! Manifests and indexes: from the origin, else straight from upstream; and the order of layers in those seen.
 //!
-//! Called by the front. It knows nothing of torrents: the order of layers is what `blobs` asks it for.
+//! Called by the front, and by `pods` for what is fetched ahead. It knows nothing of torrents: the order of layers is what
+//! `blobs` asks it for.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use oci_spec::image::ImageManifest;
 use shoal_meta::Digest;
 use shoal_proto::origin::v1::ResolveResponse;
 use shoal_registry::upstream::Upstream;
-use shoal_registry::{Access, Manifest, Reference, UpstreamError};
+use shoal_registry::{Access, MANIFEST_ACCEPT, Manifest, Reference, UpstreamError};
 use tokio::time::timeout;
 
 use crate::origin::{OriginError, Origins, PATIENCE, is_verdict};
@@ -82,6 +83,19 @@ impl Manifests {
             manifest = self.upstream.manifest(access, reference, head, accept) => Ok(given(manifest?, false)),
             Some((manifest, stale)) = late, if silent => Ok(given(manifest, stale)),
         }
+    }
+
+    /// Gives a manifest that no client has asked for yet: from an origin, and never straight from upstream.
+    ///
+    /// # Errors
+    /// With what upstream said to the origin, or when no origin answers.
+    pub(crate) async fn get_of_origin(&self, access: &Access, reference: &Reference) -> Result<Found, OriginError> {
+        // Asked for as containerd does, so that the origin's answer serves both.
+        let accept: Vec<_> = MANIFEST_ACCEPT.into_iter().chain(["*/*"]).map(str::to_owned).collect();
+        let response = self.origins.resolve(access, reference, false, &accept).await?;
+        let (manifest, stale) = from_origin(response, reference, false).ok_or(OriginError::Away)?;
+        let layers = self.images.remember(&manifest.content);
+        Ok(Found { manifest, stale, layers })
     }
 
     /// The layers above this one in the image asked for last that has it.

@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
+use crate::pods::Outcome;
+
 /// Why the swarm was not enough, and upstream was asked directly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fallback {
@@ -16,6 +18,8 @@ pub(crate) enum Fallback {
 }
 
 impl Fallback {
+    const ALL: [Self; 4] = [Self::Alone, Self::Stalled, Self::Store, Self::SmallRange];
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Alone => "alone",
@@ -41,6 +45,8 @@ pub(crate) struct Counters {
     pub(crate) fallbacks: IntCounterVec,
     /// Torrents given up, by cause.
     pub(crate) torrents_failed: IntCounterVec,
+    /// Images of Pods bound to the node, by what became of fetching them ahead.
+    pub(crate) pod_images: IntCounterVec,
     /// Bodies cut short because every source failed.
     pub(crate) bodies_cut: IntCounter,
     /// Requests being answered.
@@ -51,15 +57,25 @@ impl Counters {
     pub(crate) fn new(metrics: &shoal_kit::Metrics) -> Self {
         let served = metrics.counter_vec("served_bytes_total", "Bytes sent to clients, by where they were.", &["from"]);
         let torrents_failed = metrics.counter_vec("torrents_failed_total", "Torrents given up.", &["cause"]);
-        // Alerts ask whether it grows, which the first failure shows only if there was a zero before.
+        let fallbacks = metrics.counter_vec("fallbacks_total", "Times upstream was asked directly.", &["reason"]);
+        let help = "Images of Pods bound to the node, by what became of fetching them ahead.";
+        let pod_images = metrics.counter_vec("pod_images_total", help, &["outcome"]);
+        // Alerts ask whether they grow, which the first time shows only if there was a zero before.
         torrents_failed.with_label_values(&["disk"]);
+        for reason in Fallback::ALL {
+            fallbacks.with_label_values(&[reason.as_str()]);
+        }
+        for outcome in Outcome::ALL {
+            pod_images.with_label_values(&[outcome.as_str()]);
+        }
         Self {
             requests: metrics.counter_vec("requests_total", "Requests answered.", &["route", "status"]),
             served_local: served.with_label_values(&["local"]),
             served_arriving: served.with_label_values(&["arriving"]),
             upstream_bytes: metrics.counter("upstream_bytes_total", "Bytes that came from upstream directly."),
-            fallbacks: metrics.counter_vec("fallbacks_total", "Times upstream was asked directly.", &["reason"]),
+            fallbacks,
             torrents_failed,
+            pod_images,
             bodies_cut: metrics.counter("bodies_cut_total", "Bodies cut short because every source failed."),
             connections: metrics.gauge("connections", "Connections of clients."),
         }

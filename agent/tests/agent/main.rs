@@ -8,6 +8,7 @@ mod clients;
 mod fallback;
 mod limits;
 mod miss;
+mod pods;
 mod preheat;
 mod ranges;
 mod registries;
