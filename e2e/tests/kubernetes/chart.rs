@@ -26,7 +26,7 @@ use super::{on_every_node, pod};
 /// Slow enough that a pull takes some seconds, so there is a middle.
 const LINK: Link = Link::symmetric(Rate::mbit(50));
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
-const NAMESPACE: &str = "shoal-system";
+pub(super) const NAMESPACE: &str = "shoal-system";
 /// Alice pushes, and everybody may pull `org/app`.
 const USERS: &[User] = &[ALICE, User { name: "", password: "", repositories: &["org/app"] }];
 pub(super) const ALICE: User = User { name: "alice", password: "al1ce", repositories: &["org/app", "org/private"] };
@@ -53,7 +53,7 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
     let images = [(Program::find()?.recipe()?, name)];
     let plan = Plan { workers: 3, link: LINK, guard: Guard::Tokens(USERS), images: &images };
     let mut release = Release { bench, cluster: Kubernetes::start(bench, plan)?, pulls: 0 };
-    let steps: [(&str, Step<'_>); 14] = [
+    let steps: [(&str, Step<'_>); 15] = [
         ("installs with no values, and all of it becomes ready", Release::install),
         ("three nodes pull one copy, mostly from each other", Release::pull_shared),
         ("a fourth node joins and gets its first pull from peers", Release::join),
@@ -66,6 +66,7 @@ pub(super) fn life_of_a_release(bench: &Bench) -> Result<()> {
         ("a private image goes to who has its secret alone", Release::pull_private),
         ("a preheat fills the nodes of a label, and a pod then starts without a byte from anywhere", Release::preheat),
         ("a private image is preheated with its secret alone", Release::preheat_private),
+        ("Harbor lets an image be preheated, with its token alone", Release::preheat_for_harbor),
         ("is uninstalled, and pulls go to the registry again", Release::uninstall),
         ("no pull was backed off", Release::check_no_pull_failed),
     ];
@@ -122,6 +123,9 @@ impl Release<'_> {
         }
         let image = self.pull("shared", |_| Ok(()))?;
         self.cluster.upstream.check_fetched(&image, 1)?;
+        for index in 0..self.cluster.workers() {
+            self.check_fetched_ahead(index)?;
+        }
         let received = (0..self.cluster.workers()).map(|index| self.received_from_peers(index));
         let received = received.collect::<Result<Vec<_>>>()?;
         note(format!("of {} bytes nodes got {received:?} from each other", image.length()));
@@ -277,7 +281,7 @@ impl Release<'_> {
         self.image()
     }
 
-    fn helm(&self, verb: &str, flags: &[&str]) -> Result<()> {
+    pub(super) fn helm(&self, verb: &str, flags: &[&str]) -> Result<()> {
         let chart = chart().display().to_string();
         let words = [verb, "shoal", &chart, "--namespace", NAMESPACE, "--timeout", "3m"];
         let done = self.cluster.helm(&[&words[..], flags].concat()).map(drop);
@@ -286,7 +290,7 @@ impl Release<'_> {
 
     /// Waits until every node has an agent of the newest values, and all other parts are there. An agent is ready some time before it
     /// counts as available.
-    fn wait_ready(&self) -> Result<()> {
+    pub(super) fn wait_ready(&self) -> Result<()> {
         let namespace = ["--namespace", NAMESPACE];
         for field in ["updatedNumberScheduled", "numberReady"] {
             let agents = format!("jsonpath={{.status.{field}}}={}", self.cluster.workers());

@@ -10,10 +10,13 @@ use shoal_e2e::program::ADMIN;
 use shoal_e2e::registry::HOST;
 use shoal_e2e::wait::wait_until;
 
-use super::chart::{ALICE, PATIENCE, Release, pod_on};
+use super::chart::{ALICE, NAMESPACE, PATIENCE, Release, pod_on};
 
+type Counters = BTreeMap<String, u64>;
 /// What an agent has received since it began, by where from.
-type Received = BTreeMap<String, u64>;
+const RECEIVED: &str = "shoal_agent_bytes_total";
+/// What Harbor has to show.
+const TOKEN: &str = "0123456789abcdef";
 
 impl Release<'_> {
     pub(super) fn preheat(&mut self) -> Result<()> {
@@ -34,11 +37,11 @@ impl Release<'_> {
         self.cluster.upstream.check_fetched(&image, 1)?;
 
         let node = self.cluster.node(0)?;
-        let (before, traffic) = (received(node)?, node.traffic()?);
+        let (before, traffic) = (counters(node, RECEIVED)?, node.traffic()?);
         self.cluster.kubectl(&["delete", "pod/on-n1"])?;
         self.cluster.apply(&pod_on("n1", "org/app:preheated"))?;
         self.cluster.wait("condition=Ready", &["pod/on-n1"])?;
-        let (after, came) = (received(node)?, node.traffic()?.since(traffic).received_bytes);
+        let (after, came) = (counters(node, RECEIVED)?, node.traffic()?.since(traffic).received_bytes);
         for source in ["peer_same_zone", "peer_other_zone", "origin", "upstream"] {
             ensure!(before.get(source) == after.get(source), "bytes came from {source}: {before:?}, then {after:?}");
         }
@@ -71,6 +74,57 @@ impl Release<'_> {
         self.cluster.upstream.check_fetched(&image, 1)?;
         self.cluster.kubectl(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
     }
+
+    /// As Harbor's driver for Dragonfly asks.
+    pub(super) fn preheat_for_harbor(&mut self) -> Result<()> {
+        let token = format!("--from-literal=token={TOKEN}");
+        let words = ["create", "secret", "generic", "harbor-token", "--namespace", NAMESPACE, &token];
+        self.cluster.kubectl(&words)?;
+        self.helm("upgrade", &["--reuse-values", "--wait", "--set", "preheat.harbor.tokenSecret=harbor-token"])?;
+        self.wait_ready()?;
+        let image = self.next_image()?;
+        self.cluster.upstream.push(&image, "org/app", "harbor")?;
+        let trackers = ["pods", "--namespace", NAMESPACE, "--selector", "app.kubernetes.io/component=tracker"];
+        let address = |index: usize| -> Result<String> {
+            let pods = self.cluster.get(&trackers)?;
+            let pods = pods["items"].as_array().into_iter().flatten();
+            let mut there = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+            let ip = there.nth(index).context("no tracker")?["status"]["podIP"].clone();
+            Ok(format!("http://{}:7404/preheats", ip.as_str().unwrap_or_default()))
+        };
+        let harbor = self.cluster.upstream.node();
+        let ask = |token: &str, words: &[&str]| {
+            let authorization = format!("Authorization: Bearer {token}");
+            let told = harbor.run("curl", &[&["-s", "--fail-with-body", "-H", &authorization], words].concat())?;
+            Ok::<Value, anyhow::Error>(serde_json::from_str(&told)?)
+        };
+        let url = format!("https://{HOST}/v2/org/app/manifests/harbor");
+        let body =
+            json!({ "type": "image", "url": url, "headers": { "Authorization": "Bearer of-harbor" } }).to_string();
+        let request = ["-H", "Content-Type: application/json", "-d", &body, &address(0)?];
+        ensure!(ask("another-token-than-it", &request).is_err(), "a preheat without the token is taken");
+        let id = ask(TOKEN, &request)?["ID"].as_str().context("no id")?.to_owned();
+        // Asked of the other one, as a Service would.
+        let progress = format!("{}/{id}", address(1)?);
+        wait_until("Harbor's preheat to succeed", PATIENCE, || Ok(ask(TOKEN, &[&progress])?["status"] == "SUCCESS"))?;
+        self.cluster.upstream.check_fetched(&image, 1)
+    }
+
+    /// The agent learnt of a pod before the runtime asked for its image.
+    pub(super) fn check_fetched_ahead(&self, index: usize) -> Result<()> {
+        let outcomes = counters(self.cluster.node(index)?, "shoal_agent_pod_images_total")?;
+        note(format!("images of pods, before they are pulled: {outcomes:?}"));
+        ensure!(outcomes.get("fetched").is_some_and(|count| *count > 0), "nothing was fetched ahead: {outcomes:?}");
+        Ok(())
+    }
+}
+
+/// The counters of one name of an agent, by the value of their label.
+fn counters(node: &Node, name: &str) -> Result<Counters> {
+    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once("=\""));
+    let counted = lines.filter_map(|(_, rest)| rest.split_once("\"} "));
+    counted.map(|(value, count)| Ok((value.to_owned(), count.parse().context("a counter")?))).collect()
 }
 
 fn preheat(name: &str, namespace: &str, image: &str, more: &Value) -> Value {
@@ -80,11 +134,4 @@ fn preheat(name: &str, namespace: &str, image: &str, more: &Value) -> Value {
         "apiVersion": "shoal.dev/v1alpha1", "kind": "Preheat",
         "metadata": { "name": name, "namespace": namespace }, "spec": spec,
     })
-}
-
-fn received(node: &Node) -> Result<Received> {
-    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
-    let lines = metrics.lines().filter_map(|line| line.strip_prefix("shoal_agent_bytes_total{source=\""));
-    let counted = lines.filter_map(|line| line.split_once("\"} "));
-    counted.map(|(source, count)| Ok((source.to_owned(), count.parse().context("a counter")?))).collect()
 }

@@ -22,8 +22,8 @@ use tonic::transport::Channel;
 const NODES: usize = 2_000;
 /// How many of them may fetch at a time.
 const PARALLELISM: usize = 100;
-/// How many report at a time.
-const REPORTS: usize = 32;
+/// How many report at a time: a connection has room for twice as many.
+const REPORTS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The most that all of it may cost, with room for a slow machine: requests to the API server, and the tracker's memory.
 const REQUESTS_MAX: usize = 150;
