@@ -276,7 +276,7 @@ fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Refusal> {
 }
 
 fn away(error: &shoal_kube::Error) -> Refusal {
-    tracing::warn!(%error, "cannot preheat what Harbor asks for");
+    tracing::warn!(error = error as &dyn std::error::Error, "cannot preheat what Harbor asks for");
     refuse(StatusCode::BAD_GATEWAY, &format!("the Kubernetes API server: {error}"))
 }
 

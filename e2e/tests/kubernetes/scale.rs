@@ -13,7 +13,6 @@ use shoal_e2e::kubernetes::{Kubernetes, Plan};
 use shoal_e2e::node::{Link, Node};
 use shoal_e2e::program::{Program, TRACKER_PORT};
 use shoal_e2e::registry::{Guard, HOST};
-use shoal_e2e::usage::anon_bytes;
 use shoal_e2e::wait::wait_until;
 use shoal_proto::preheat::v1::preheat_client::PreheatClient;
 use shoal_proto::preheat::v1::{Progress, ReportRequest, State};
@@ -46,8 +45,8 @@ pub(super) fn two_thousand_nodes(bench: &Bench) -> Result<()> {
     let program = Program::find()?;
     let (control, upstream) = (cluster.control_node(), cluster.upstream.node());
     let _origin = program.origin(upstream, control)?;
-    let tracker = program.preheating_tracker(control, upstream, &cluster.audited()?)?;
-    let at_rest = wait_for_nodes(control, tracker.pid())?;
+    let _tracker = program.preheating_tracker(control, upstream, &cluster.audited()?)?;
+    let at_rest = wait_for_nodes(control)?;
     let spec = json!({ "images": [format!("{HOST}/org/app:1")], "nodeSelector": { "role": "web" }, "parallelism": PARALLELISM });
     let began = Instant::now();
     cluster.apply(&json!({
@@ -56,7 +55,7 @@ pub(super) fn two_thousand_nodes(bench: &Bench) -> Result<()> {
     let reports = in_network(control, || preheat_all(image.length()))??;
     cluster.wait("condition=Complete", &["preheat/all"])?;
     let took = began.elapsed();
-    let anon = anon_bytes(tracker.pid()).context("the tracker is gone")?;
+    let anon = anon_bytes(control)?;
     let object = cluster.get(&["preheat/all"])?;
     let status = &object["status"];
     let told = status["nodeStatuses"].as_array().map_or(0, Vec::len);
@@ -81,12 +80,20 @@ fn name(n: usize) -> String {
 }
 
 /// Waits until the tracker leads and knows the nodes; gives its memory then.
-fn wait_for_nodes(control: &Node, tracker: u32) -> Result<u64> {
+fn wait_for_nodes(control: &Node) -> Result<u64> {
     wait_until("the tracker to lead", PATIENCE, || {
         let metrics = control.run("curl", &["-sf", "http://127.0.0.1:7402/metrics"])?;
         Ok(metrics.lines().any(|line| line == format!("shoal_tracker_nodes {NODES}")))
     })?;
-    anon_bytes(tracker).context("the tracker is gone")
+    anon_bytes(control)
+}
+
+/// The anonymous memory of the tracker on a node.
+fn anon_bytes(node: &Node) -> Result<u64> {
+    let status = "cat /proc/$(pgrep --full '[s]hoal tracker')/status";
+    let status = node.run("sh", &["-c", status]).context("the tracker is gone")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
+    Ok(kib.context("no RssAnon")?.trim().parse::<u64>()? * 1024)
 }
 
 /// Does something in the network of a node.

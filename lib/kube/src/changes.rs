@@ -42,7 +42,11 @@ where
             Ok(watcher::Event::Apply(object)) => Some(Change::Set(seen(object))),
             Ok(watcher::Event::Delete(object)) => Some(Change::Gone(seen(object))),
             Err(error) => {
-                tracing::warn!(what, %error, "cannot watch what the API server keeps");
+                tracing::warn!(
+                    what,
+                    error = &error as &dyn std::error::Error,
+                    "cannot watch what the API server keeps"
+                );
                 None
             }
         };

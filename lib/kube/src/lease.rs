@@ -73,14 +73,16 @@ impl Claim {
             match tokio::time::timeout(left, self.take()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) | Err(_) => return,
-                Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "cannot renew the lead"),
+                Ok(Err(error)) => {
+                    tracing::warn!(lease = self.name, error = &error as &dyn std::error::Error, "cannot renew the lead")
+                }
             }
         }
     }
 
     async fn take_or_log(&mut self) -> bool {
         self.take().await.unwrap_or_else(|error| {
-            tracing::warn!(lease = self.name, %error, "cannot ask who leads");
+            tracing::warn!(lease = self.name, error = &error as &dyn std::error::Error, "cannot ask who leads");
             false
         })
     }

@@ -39,7 +39,11 @@ pub async fn place_of(node: Option<&str>, rack_label: &str) -> Place {
             place
         }
         Ok(Err(error)) => {
-            tracing::warn!(node, %error, "cannot read where the node stands; it goes without zone and rack");
+            tracing::warn!(
+                node,
+                error = &error as &dyn std::error::Error,
+                "cannot read where the node stands; it goes without zone and rack"
+            );
             Place::default()
         }
         Err(_) => {

@@ -110,7 +110,10 @@ struct Status {
 pub async fn follow_pods(node: &str, pods: mpsc::Sender<BoundPod>) {
     match Client::try_default().await {
         Ok(client) => follow(client, node, pods).await,
-        Err(error) => tracing::warn!(%error, "no way to the Kubernetes API server: Pods are not watched"),
+        Err(error) => tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "no way to the Kubernetes API server: Pods are not watched"
+        ),
     }
 }
 
@@ -125,7 +128,7 @@ async fn follow(client: Client, node: &str, pods: mpsc::Sender<BoundPod>) {
                 Ok(Event::Init | Event::InitDone | Event::Delete(_)) => continue,
                 Err(error) if is_refusal(&error) => break,
                 Err(error) => {
-                    tracing::debug!(%error, "cannot watch Pods");
+                    tracing::debug!(error = &error as &dyn std::error::Error, "cannot watch Pods");
                     continue;
                 }
             };
@@ -225,7 +228,9 @@ impl Listing {
         if self.read.is_none_or(|at| at.elapsed() >= LISTED_FOR) {
             match timeout(PATIENCE, self.nodes.get(&self.name)).await {
                 Ok(Ok(node)) => self.images = Arc::new(listed(&node)),
-                Ok(Err(error)) => tracing::debug!(%error, "cannot read which images the node has"),
+                Ok(Err(error)) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "cannot read which images the node has")
+                }
                 Err(_) => tracing::debug!("the Kubernetes API server does not say which images the node has"),
             }
             self.read = Some(Instant::now());

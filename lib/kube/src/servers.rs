@@ -65,7 +65,13 @@ pub fn servers(
 async fn follow(key: &'static str, services: &[Service], fixed: Vec<Server>, known: &watch::Sender<Vec<Server>>) {
     let client = match Client::try_default().await {
         Ok(client) => client,
-        Err(error) => return tracing::error!(key, %error, "no way to the Kubernetes API server is configured"),
+        Err(error) => {
+            return tracing::error!(
+                key,
+                error = &error as &dyn std::error::Error,
+                "no way to the Kubernetes API server is configured"
+            );
+        }
     };
     let mut found = vec![Vec::new(); services.len()];
     let streams = services.iter().enumerate().map(|(index, service)| {

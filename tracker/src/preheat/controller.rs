@@ -133,7 +133,11 @@ impl Desk {
             let Some(rest) = case.preheat.spec.ttl_seconds_after_finished else { return };
             sleep(Duration::from_secs(rest.into())).await;
             while let Err(error) = self.preheats.delete(&case.preheat).await {
-                tracing::warn!(preheat = case.name, %error, "cannot delete a preheat that is over");
+                tracing::warn!(
+                    preheat = case.name,
+                    error = &error as &dyn std::error::Error,
+                    "cannot delete a preheat that is over"
+                );
                 sleep(BACKOFF.1).await;
             }
             return;
@@ -196,7 +200,10 @@ impl Desk {
         loop {
             sleep(GRANT_INTERVAL).await;
             if let Err(error) = self.images.grant(&images, ticket).await {
-                tracing::warn!(%error, "cannot prolong the leave to read private images");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot prolong the leave to read private images"
+                );
             }
         }
     }
@@ -233,7 +240,11 @@ impl Desk {
     async fn write(&self, case: &Case) {
         let mut pause = BACKOFF.0;
         while let Err(error) = self.preheats.set_status(&case.preheat, &case.status).await {
-            tracing::warn!(preheat = case.name, %error, "cannot write a preheat's status");
+            tracing::warn!(
+                preheat = case.name,
+                error = &error as &dyn std::error::Error,
+                "cannot write a preheat's status"
+            );
             if !case.is_over() {
                 return;
             }
