@@ -34,6 +34,8 @@ const PODS: &str = "10.244.0.0/16";
 const SERVICES: &str = "10.96.0.0/16";
 /// What every pod holds its namespaces by. No registry is asked for it.
 const PAUSE: &str = "registry.k8s.io/pause:lab";
+/// The label that says of a worker whether its number is `odd` or `even`.
+pub const PARITY: &str = "shoal.test/parity";
 /// Makes a router of the network it is run in.
 const FORWARD: &str = "echo 1 >/proc/sys/net/ipv4/ip_forward";
 /// How long a node or a pod may take to become what it should be.

@@ -55,6 +55,8 @@ pub struct Running {
     shutdown: CancellationToken,
     server: JoinHandle<anyhow::Result<()>>,
     admin: Admin,
+    /// Sees to preheats, when told to.
+    preheat: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -69,12 +71,16 @@ impl Running {
     /// # Errors
     /// When a server failed, or shutdown took too long.
     pub async fn stopped(self) -> anyhow::Result<()> {
-        let Self { shutdown, server, admin, .. } = self;
+        let Self { shutdown, server, admin, preheat, .. } = self;
         let abort = server.abort_handle();
         let both = async {
             let served = server.await.context("the gRPC server failed")?;
             shutdown.cancel();
             admin.stopped().await;
+            if let Some(preheat) = preheat {
+                // So that another leads at once.
+                preheat.await.context("preheating failed")?;
+            }
             served
         };
         let ended = shutdown::drained(&shutdown, DRAIN_MAX, both).await;
@@ -96,6 +102,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let addr = listener.local_addr().context("cannot read the address listened on")?;
     let (admin_listen, connections_max) = (config.admin_listen, config.peers_max + CONNECTIONS_SPARE);
     let preheat = preheat::Shared::default();
+    let mut preheating = None;
     if let Some(lease) = config.preheat_lease.clone() {
         let client = shoal_kube::Client::try_default().await;
         let client = client.context("key `preheat_lease`: no way to the Kubernetes API server is configured")?;
@@ -104,7 +111,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             harbor::serve(harbor, client.clone(), shutdown.clone()).await?;
         }
         let (images, plan, shutdown) = (preheat::Images::new(origins), preheat.clone(), shutdown.clone());
-        tokio::spawn(async move { preheat::run(client, &lease, images, plan, shutdown).await });
+        preheating = Some(tokio::spawn(async move { preheat::run(client, &lease, images, plan, shutdown).await }));
     }
     let service = Arc::new(Service::new(config, rand::random()));
     let admin = serve_admin(admin_listen, admin_parts(&service, &preheat), shutdown.clone());
@@ -112,7 +119,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let admin_addr = admin.address();
     let server = tokio::spawn(serve(listener, connections_max, service.clone(), preheat, shutdown.clone()));
     tracing::info!(%addr, %admin_addr, "tracker started");
-    Ok(Running { addr, admin_addr, service, shutdown, server, admin })
+    Ok(Running { addr, admin_addr, service, shutdown, server, admin, preheat: preheating })
 }
 
 /// Runs a tracker until `shutdown` is cancelled.

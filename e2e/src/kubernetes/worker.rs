@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
 use super::control_plane::ControlPlane;
-use super::{FORWARD, PAUSE, PODS, path_text};
+use super::{FORWARD, PARITY, PAUSE, PODS, path_text};
 use crate::node::Node;
 use crate::process::{Process, run};
 use crate::registry::HOST;
@@ -156,6 +156,10 @@ impl Worker {
         let mut kubelet = Self::configured(node, control_plane, "kubelet", &config)?;
         kubelet.arg("--kubeconfig").arg(kubeconfig).args(["--hostname-override", &self.name]);
         kubelet.args(["--node-ip", &node.ip().to_string()]);
+        // From the beginning: kube-proxy writes all of its rules anew when a label changes, and takes the API server's Service away
+        // where nft tells protocols by number, as Debian's does.
+        let parity = if self.number.is_multiple_of(2) { "even" } else { "odd" };
+        kubelet.arg(format!("--node-labels={PARITY}={parity}"));
         Ok(kubelet)
     }
 

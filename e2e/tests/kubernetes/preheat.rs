@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use shoal_e2e::harness::note;
+use shoal_e2e::kubernetes::PARITY;
 use shoal_e2e::node::Node;
 use shoal_e2e::program::ADMIN;
 use shoal_e2e::registry::HOST;
@@ -22,18 +23,15 @@ impl Release<'_> {
     pub(super) fn preheat(&mut self) -> Result<()> {
         let image = self.next_image()?;
         self.cluster.upstream.push(&image, "org/app", "preheated")?;
-        for node in ["n1", "n2"] {
-            self.cluster.kubectl(&["label", "node", node, "role=web"])?;
-        }
-        let preheat = preheat("web", "default", "org/app:preheated", &json!({ "nodeSelector": { "role": "web" } }));
-        self.cluster.apply(&preheat)?;
-        self.cluster.wait("condition=Complete", &["preheat/web"])?;
-        let status = &self.cluster.get(&["preheat/web"])?["status"];
+        let odd = json!({ "nodeSelector": { PARITY: "odd" } });
+        self.cluster.apply(&preheat("odd", "default", "org/app:preheated", &odd))?;
+        self.cluster.wait("condition=Complete", &["preheat/odd"])?;
+        let status = &self.cluster.get(&["preheat/odd"])?["status"];
         note(format!("preheat: {} nodes, {} of the bytes", status["ready"], status["progress"]));
         let counts = &status["nodes"];
         ensure!(counts["complete"] == 2 && counts["selected"] == 2 && status["progress"] == "100%", "{status}");
         let names = status["nodeStatuses"].as_array().into_iter().flatten().map(|node| node["name"].clone());
-        ensure!(names.collect::<Vec<_>>() == ["n1", "n2"], "{status}");
+        ensure!(names.collect::<Vec<_>>() == ["n1", "n3"], "{status}");
         self.cluster.upstream.check_fetched(&image, 1)?;
 
         let node = self.cluster.node(0)?;
