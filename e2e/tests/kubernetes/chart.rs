@@ -247,6 +247,17 @@ impl Release<'_> {
 
     fn uninstall(&mut self) -> Result<()> {
         self.cluster.helm(&["uninstall", "shoal", "--namespace", NAMESPACE, "--wait", "--timeout", "3m"])?;
+        for (kinds, scope) in [
+            (
+                "leases,serviceaccounts,roles,rolebindings,configmaps,services,pods,poddisruptionbudgets,resourcequotas",
+                NAMESPACE,
+            ),
+            ("clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses", "default"),
+        ] {
+            let left = self.cluster.kubectl(&["get", kinds, "--namespace", scope, "-o", "name"])?;
+            let left = left.lines().filter(|name| name.contains("shoal")).collect::<Vec<_>>();
+            ensure!(left.is_empty(), "left in the cluster: {left:?}");
+        }
         let image = self.pull("pulls-directly", |_| Ok(()))?;
         self.cluster.upstream.check_fetched(&image, self.cluster.workers() as u64)
     }

@@ -113,7 +113,12 @@ impl Desk {
     /// Round after round, until there is nothing more to do for this spec.
     async fn see_through(&self, mut case: Case) {
         loop {
-            sleep(case.due()).await;
+            let due = case.due();
+            if !due.is_zero() && !case.is_over() {
+                case.conclude(false, "Scheduled", "its startTime has not come".to_owned());
+                self.write(&case).await;
+            }
+            sleep(due).await;
             if !case.is_done() {
                 let Ok(_permit) = self.rounds.acquire().await else { return };
                 let _ended = EndsRound { plan: &self.plan, id: case.id.clone() };
