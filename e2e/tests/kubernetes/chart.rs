@@ -254,9 +254,11 @@ impl Release<'_> {
             ),
             ("clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses", "default"),
         ] {
-            let left = self.cluster.kubectl(&["get", kinds, "--namespace", scope, "-o", "name"])?;
-            let left = left.lines().filter(|name| name.contains("shoal")).collect::<Vec<_>>();
-            ensure!(left.is_empty(), "left in the cluster: {left:?}");
+            // The pods of the hook take some time to end.
+            wait_until(&format!("nothing to be left of {kinds}"), PATIENCE, || {
+                let left = self.cluster.kubectl(&["get", kinds, "--namespace", scope, "-o", "name"])?;
+                Ok(!left.lines().any(|name| name.contains("shoal")))
+            })?;
         }
         let image = self.pull("pulls-directly", |_| Ok(()))?;
         self.cluster.upstream.check_fetched(&image, self.cluster.workers() as u64)
