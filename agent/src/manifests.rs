@@ -10,6 +10,7 @@ use bytes::Bytes;
 use oci_spec::image::ImageManifest;
 use shoal_meta::Digest;
 use shoal_proto::origin::v1::ResolveResponse;
+use shoal_registry::image::own_layers;
 use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, MANIFEST_ACCEPT, Manifest, Reference, UpstreamError};
 use tokio::time::timeout;
@@ -154,12 +155,10 @@ impl Images {
     }
 }
 
-/// The layers of an image manifest; none of an index, or of what is not a manifest. Foreign layers are left out: the
-/// registry does not have them.
+/// The layers of an image manifest that its registry has; none of an index, or of what is not a manifest.
 fn layers(manifest: &[u8]) -> Vec<Digest> {
     let Ok(image) = ImageManifest::from_reader(manifest) else { return Vec::new() };
-    let own = image.layers().iter().filter(|layer| layer.urls().as_ref().is_none_or(Vec::is_empty));
-    own.filter_map(|layer| layer.digest().as_ref().parse().ok()).take(LAYERS_MAX).collect()
+    own_layers(&image).filter_map(|layer| layer.digest().as_ref().parse().ok()).take(LAYERS_MAX).collect()
 }
 
 #[cfg(test)]

@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use oci_spec::image::{ImageIndex, ImageManifest, Os};
+use oci_spec::image::{ImageIndex, ImageManifest};
 use shoal_kube::{BoundPod, ListedImages, PodImage};
 use shoal_meta::Digest;
+use shoal_registry::image::manifest_for;
 use shoal_registry::reference::parse_image;
 use shoal_registry::upstream::Upstream;
 use shoal_registry::{Access, Reference, ReferenceError, Repository, UpstreamError};
@@ -204,7 +205,7 @@ fn may_be_left_out(listed: &ListedImages, image: &ImageManifest) -> bool {
     listed.smallest.is_some_and(|smallest| bytes <= smallest)
 }
 
-/// The manifest in an index for Linux on an architecture as Rust calls it. Attestations are of no platform.
+/// The manifest in an index for Linux on an architecture as Rust calls it.
 fn of_platform(index: &ImageIndex, arch: &str) -> Option<Digest> {
     let arch = match arch {
         "x86_64" => "amd64",
@@ -215,12 +216,7 @@ fn of_platform(index: &ImageIndex, arch: &str) -> Option<Digest> {
         // As with `arm`, `riscv64` and `s390x`.
         same => same,
     };
-    let platforms = index.manifests().iter().filter_map(|manifest| Some((manifest, manifest.platform().as_ref()?)));
-    let fitting =
-        platforms.filter(|(_, platform)| *platform.os() == Os::Linux && platform.architecture().to_string() == arch);
-    // One without variant runs on every machine, and those with one stand in no known order.
-    let fitting = fitting.min_by_key(|(_, platform)| platform.variant().is_some());
-    fitting.and_then(|(manifest, _)| manifest.digest().as_ref().parse().ok())
+    manifest_for(index, "linux", arch)?.digest().as_ref().parse().ok()
 }
 
 /// The repositories that upstream refused to anybody lately. Bounded.

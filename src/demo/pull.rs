@@ -13,8 +13,9 @@ use hyper::{Request, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, Os, Platform};
+use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest};
 use shoal_meta::{Digest, Geometry};
+use shoal_registry::image::manifest_for;
 use shoal_registry::reference::{Reference, Repository, parse_image};
 
 /// Layers fetched at a time: containerd's default.
@@ -76,9 +77,7 @@ pub(super) async fn look(front: &str, reference: &str) -> anyhow::Result<Image> 
 
 /// Of an index, the manifest for this machine, or the first.
 fn choose(index: &ImageIndex) -> anyhow::Result<&Descriptor> {
-    let ours = Arch::default();
-    let suits = |platform: &Platform| *platform.os() == Os::Linux && *platform.architecture() == ours;
-    let found = index.manifests().iter().find(|manifest| manifest.platform().as_ref().is_some_and(suits));
+    let found = manifest_for(index, "linux", &Arch::default().to_string());
     found.or(index.manifests().first()).context("the index is empty")
 }
 

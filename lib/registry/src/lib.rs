@@ -8,6 +8,7 @@
 
 pub mod embedded;
 pub mod error;
+pub mod image;
 pub mod path;
 mod pattern;
 mod private_images;
