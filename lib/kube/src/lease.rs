@@ -34,11 +34,9 @@ struct View {
     other: Option<(String, Instant)>,
 }
 
-/// Does `work` whenever this replica leads, until `shutdown`; the token it is given is cancelled when the lead is lost. Gives
-/// the lead away at the end.
-pub async fn while_leading<W, F>(client: Client, name: &str, shutdown: CancellationToken, work: W)
+/// Does `work` whenever this replica leads, until `shutdown`, and drops it when the lead is lost. Gives the lead away at the end.
+pub async fn while_leading<F>(client: Client, name: &str, shutdown: CancellationToken, work: impl Fn() -> F)
 where
-    W: Fn(CancellationToken) -> F,
     F: Future<Output = ()>,
 {
     // A pod's host name is its own; what follows tells two processes in one place apart.
@@ -49,13 +47,11 @@ where
     while !shutdown.is_cancelled() {
         if claim.take_or_log().await {
             tracing::info!(lease = name, "leading");
-            let leads = shutdown.child_token();
             tokio::select! {
                 () = claim.renew() => {}
-                () = work(leads.clone()) => {}
+                () = work() => {}
                 () = shutdown.cancelled() => {}
             }
-            leads.cancel();
             tracing::info!(lease = name, "no longer leading");
         }
         shutdown.run_until_cancelled(sleep(INTERVAL)).await;

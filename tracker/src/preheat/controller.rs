@@ -40,17 +40,11 @@ pub(crate) const GIVEN_UP: &str = "DeadlineExceeded";
 
 /// Leads, when its turn has come, until `shutdown`.
 pub(crate) async fn run(client: Client, lease: &str, images: Images, plan: Shared, shutdown: CancellationToken) {
-    let work = |leads: CancellationToken| {
-        let (preheats, plan) = (Preheats::new(client.clone()), plan.clone());
-        let desk = Desk { preheats, plan: plan.clone(), images: images.clone(), rounds: Semaphore::new(ROUNDS_MAX) };
-        let client = client.clone();
-        async move {
-            leads.run_until_cancelled(Arc::new(desk).follow(client)).await;
-        }
+    let work = || {
+        let (preheats, plan, images) = (Preheats::new(client.clone()), plan.clone(), images.clone());
+        Arc::new(Desk { preheats, plan, images, rounds: Semaphore::new(ROUNDS_MAX) }).follow(client.clone())
     };
-    let clear = plan.clone();
     while_leading(client.clone(), lease, shutdown, work).await;
-    clear.lock().clear();
 }
 
 /// What all objects have in common.
@@ -228,17 +222,12 @@ impl Desk {
             }
             // The end is told at once.
             let ends = async {
-                while !self.is_over(&case.id) {
+                while !self.plan.lock().is_over(Instant::now().into_std(), &case.id) {
                     sleep(LOOK_INTERVAL).await;
                 }
             };
             let _ = timeout(STATUS_INTERVAL.saturating_sub(written.elapsed()), ends).await;
         }
-    }
-
-    fn is_over(&self, id: &str) -> bool {
-        let standings = self.plan.lock().standings(Instant::now().into_std(), id);
-        standings.is_none_or(|standings| standings.is_over)
     }
 
     /// Writes the status; an end is written until the API server takes it.

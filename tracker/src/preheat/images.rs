@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{ImageIndex, ImageManifest};
 use prost::Message as _;
 use shoal_kube::{ImageStatus, Platform};
 use shoal_meta::{Digest, Server};
@@ -12,6 +12,7 @@ use shoal_proto::UPSTREAM_ERROR_METADATA;
 use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{self as origin, GrantRequest, ResolveRequest, ResolveResponse};
 use shoal_proto::preheat::v1 as proto;
+use shoal_registry::image::{manifest_for, own_layers};
 use shoal_registry::reference::parse_image;
 use shoal_registry::{MANIFEST_ACCEPT, MANIFEST_LENGTH_MAX, Reference, ReferenceError, Repository, TICKET_SCHEME};
 use tokio::sync::watch;
@@ -97,14 +98,15 @@ impl Images {
     ) -> Result<Found, ImageError> {
         let revision = rand::random();
         let new = || proto::Task { id: id.to_owned(), revision, images: Vec::new() };
+        let origins = self.clients();
         let mut tasks: BTreeMap<_, _> = platforms.iter().map(|platform| (platform.clone(), new())).collect();
         let mut statuses = Vec::new();
         for (index, image) in images.iter().enumerate() {
             let (repository, reference) = parse(image)?;
             let authorization = ticket.map(|ticket| format!("{TICKET_SCHEME} {}", ticket.of_image(index)));
             let access = shoal_proto::access(&repository.registry, &repository.name, authorization.as_deref());
-            let top = self.resolve(image, &access, &reference).await?;
-            let manifests = self.manifests(image, &access, &top, platforms).await?;
+            let top = resolve(&origins, image, &access, &reference).await?;
+            let manifests = manifests(&origins, image, &access, &top, platforms).await?;
             let mut bytes_max = 0;
             tasks.retain(|platform, _| manifests.contains_key(platform));
             for (platform, task) in &mut tasks {
@@ -123,6 +125,7 @@ impl Images {
 
     /// Lets origins know what the ticket stands for, each of them, for some minutes. What one refuses none lets pass.
     pub(crate) async fn grant(&self, images: &[String], ticket: &Ticket) -> Result<(), ImageError> {
+        let origins = self.clients();
         for (index, image) in images.iter().enumerate() {
             let (repository, _) = parse(image)?;
             let request = GrantRequest {
@@ -133,7 +136,7 @@ impl Images {
                 valid_ms: u32::try_from(TICKET_VALID.as_millis()).unwrap_or(u32::MAX),
             };
             let mut granted = Err(ImageError::Away("there is none".to_owned()));
-            for mut origin in self.clients() {
+            for mut origin in origins.iter().cloned() {
                 match origin.grant(request.clone()).await {
                     Ok(_) => granted = Ok(()),
                     Err(status) => match refusal(image, &status) {
@@ -148,58 +151,7 @@ impl Images {
         Ok(())
     }
 
-    /// The blobs of each platform that an image has something for.
-    async fn manifests(
-        &self,
-        image: &str,
-        access: &origin::Access,
-        top: &ResolveResponse,
-        platforms: &[Platform],
-    ) -> Result<BTreeMap<Platform, Vec<proto::Blob>>, ImageError> {
-        let malformed = |message: String| ImageError::Malformed { image: image.to_owned(), message };
-        if !is_index(&top.content) {
-            // It does not say what it is for: its config would.
-            let blobs = blobs(&top.content).map_err(malformed)?;
-            return Ok(platforms.iter().map(|platform| (platform.clone(), blobs.clone())).collect());
-        }
-        let index = ImageIndex::from_reader(top.content.as_slice()).map_err(|error| malformed(error.to_string()))?;
-        let mut found = BTreeMap::new();
-        for platform in platforms {
-            let Some(descriptor) = index.manifests().iter().find(|it| is_for(it, platform)) else { continue };
-            let digest: Digest =
-                descriptor.digest().as_ref().parse().map_err(|error| malformed(format!("its digest: {error}")))?;
-            let manifest = self.resolve(image, access, &Reference::Digest(digest)).await?;
-            found.insert(platform.clone(), blobs(&manifest.content).map_err(malformed)?);
-        }
-        Ok(found)
-    }
-
-    /// Asks one origin after the other for a manifest.
-    async fn resolve(
-        &self,
-        image: &str,
-        access: &origin::Access,
-        reference: &Reference,
-    ) -> Result<ResolveResponse, ImageError> {
-        let mut away = "there is none".to_owned();
-        for mut origin in self.clients() {
-            let request = ResolveRequest {
-                access: Some(access.clone()),
-                reference: reference.to_string(),
-                head: false,
-                accept: MANIFEST_ACCEPT.map(str::to_owned).to_vec(),
-            };
-            match origin.resolve(request).await {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status) => match refusal(image, &status) {
-                    Some(refused) => return Err(refused),
-                    None => status.message().clone_into(&mut away),
-                },
-            }
-        }
-        Err(ImageError::Away(away))
-    }
-
+    /// The ways to the origins there are, for all that one operation asks of them.
     fn clients(&self) -> Vec<OriginClient<Channel>> {
         let origins = self.origins.borrow();
         let client = |server: &Server| {
@@ -209,6 +161,58 @@ impl Images {
         };
         origins.iter().filter_map(client).collect()
     }
+}
+
+/// The blobs of each platform that an image has something for.
+async fn manifests(
+    origins: &[OriginClient<Channel>],
+    image: &str,
+    access: &origin::Access,
+    top: &ResolveResponse,
+    platforms: &[Platform],
+) -> Result<BTreeMap<Platform, Vec<proto::Blob>>, ImageError> {
+    let malformed = |message: String| ImageError::Malformed { image: image.to_owned(), message };
+    if !is_index(&top.content) {
+        // It does not say what it is for: its config would.
+        let blobs = blobs(&top.content).map_err(malformed)?;
+        return Ok(platforms.iter().map(|platform| (platform.clone(), blobs.clone())).collect());
+    }
+    let index = ImageIndex::from_reader(top.content.as_slice()).map_err(|error| malformed(error.to_string()))?;
+    let mut found = BTreeMap::new();
+    for platform in platforms {
+        let Some(descriptor) = manifest_for(&index, &platform.os, &platform.architecture) else { continue };
+        let digest: Digest =
+            descriptor.digest().as_ref().parse().map_err(|error| malformed(format!("its digest: {error}")))?;
+        let manifest = resolve(origins, image, access, &Reference::Digest(digest)).await?;
+        found.insert(platform.clone(), blobs(&manifest.content).map_err(malformed)?);
+    }
+    Ok(found)
+}
+
+/// Asks one origin after the other for a manifest.
+async fn resolve(
+    origins: &[OriginClient<Channel>],
+    image: &str,
+    access: &origin::Access,
+    reference: &Reference,
+) -> Result<ResolveResponse, ImageError> {
+    let mut away = "there is none".to_owned();
+    for mut origin in origins.iter().cloned() {
+        let request = ResolveRequest {
+            access: Some(access.clone()),
+            reference: reference.to_string(),
+            head: false,
+            accept: MANIFEST_ACCEPT.map(str::to_owned).to_vec(),
+        };
+        match origin.resolve(request).await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => match refusal(image, &status) {
+                Some(refused) => return Err(refused),
+                None => status.message().clone_into(&mut away),
+            },
+        }
+    }
+    Err(ImageError::Away(away))
 }
 
 fn parse(image: &str) -> Result<(Repository, Reference), ImageError> {
@@ -231,20 +235,11 @@ fn is_index(content: &[u8]) -> bool {
     document.is_ok_and(|document| document.get("manifests").is_some())
 }
 
-/// Whether an entry of an index is for a platform; attestations are for none.
-fn is_for(descriptor: &Descriptor, platform: &Platform) -> bool {
-    descriptor
-        .platform()
-        .as_ref()
-        .is_some_and(|it| it.os().to_string() == platform.os && it.architecture().to_string() == platform.architecture)
-}
-
-/// The blobs that a manifest names, its config among them. Foreign layers are left out: the registry does not have them.
+/// The blobs that a manifest names and the registry has, its config among them.
 fn blobs(manifest: &[u8]) -> Result<Vec<proto::Blob>, String> {
     let manifest = ImageManifest::from_reader(manifest).map_err(|error| error.to_string())?;
-    let own = manifest.layers().iter().filter(|layer| layer.urls().as_ref().is_none_or(Vec::is_empty));
     let mut blobs: Vec<proto::Blob> = Vec::new();
-    for descriptor in std::iter::once(manifest.config()).chain(own) {
+    for descriptor in std::iter::once(manifest.config()).chain(own_layers(&manifest)) {
         let digest: Digest = descriptor.digest().as_ref().parse().map_err(|error| format!("a digest: {error}"))?;
         let blob = proto::Blob { digest: digest.to_string(), length_bytes: descriptor.size() };
         if !blobs.contains(&blob) {
@@ -307,8 +302,8 @@ mod tests {
         assert!(is_index(&index) && !is_index(&manifest(&[])));
         let index = ImageIndex::from_reader(index.as_slice()).unwrap();
         let found = |os: &str, architecture: &str| {
-            let platform = Platform { os: os.into(), architecture: architecture.into() };
-            index.manifests().iter().position(|entry| is_for(entry, &platform))
+            let found = manifest_for(&index, os, architecture)?;
+            index.manifests().iter().position(|entry| entry == found)
         };
         assert_eq!(
             (found("linux", "arm64"), found("linux", "amd64"), found("windows", "amd64")),

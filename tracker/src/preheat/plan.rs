@@ -173,6 +173,13 @@ impl Plan {
         round.expire(now);
         Some(round.standings(now))
     }
+
+    /// Whether a round is over, as its [`Standings`] say; so is one that there is not.
+    pub(crate) fn is_over(&mut self, now: Instant, id: &str) -> bool {
+        let Some(round) = self.rounds.get_mut(id) else { return true };
+        round.expire(now);
+        round.is_over(now, &round.counts())
+    }
 }
 
 impl Round {
@@ -267,13 +274,27 @@ impl Round {
     }
 
     fn standings(&self, now: Instant) -> Standings {
-        let mut counts = NodeCounts { selected: number(self.members.len()), ..NodeCounts::default() };
+        let counts = self.counts();
+        let wanted: BTreeMap<_, _> = self.begin.tasks.iter().map(|(platform, task)| (platform, bytes(task))).collect();
         let (mut held_bytes, mut wanted_bytes) = (0, 0);
         for member in self.members.values() {
-            let wanted = self.begin.tasks.get(&member.platform).map_or(0, |task| bytes(task));
+            let wanted = wanted.get(&member.platform).copied().unwrap_or(0);
             wanted_bytes += wanted;
             let is_complete = member.standing == Standing::Complete;
             held_bytes += if is_complete { wanted } else { member.held_bytes };
+        }
+        let is_over = self.is_over(now, &counts);
+        Standings { counts, held_bytes, wanted_bytes, nodes: self.statuses(), is_over }
+    }
+
+    fn is_over(&self, now: Instant, counts: &NodeCounts) -> bool {
+        let others_are_silent = counts.absent == 0 || now >= self.begun + SILENT_MAX;
+        counts.complete > 0 && counts.complete + counts.absent == counts.selected && others_are_silent
+    }
+
+    fn counts(&self) -> NodeCounts {
+        let mut counts = NodeCounts { selected: number(self.members.len()), ..NodeCounts::default() };
+        for member in self.members.values() {
             *match member.standing {
                 Standing::Absent => &mut counts.absent,
                 Standing::Waiting(_) => &mut counts.waiting,
@@ -282,9 +303,7 @@ impl Round {
                 Standing::Failed { .. } => &mut counts.failed,
             } += 1;
         }
-        let others_are_silent = counts.absent == 0 || now >= self.begun + SILENT_MAX;
-        let is_over = counts.complete > 0 && counts.complete + counts.absent == counts.selected && others_are_silent;
-        Standings { counts, held_bytes, wanted_bytes, nodes: self.statuses(), is_over }
+        counts
     }
 
     fn statuses(&self) -> Vec<NodeStatus> {
