@@ -142,8 +142,7 @@ pub(crate) fn origin(args: OriginArgs) -> anyhow::Result<()> {
 pub(crate) fn tracker(args: TrackerArgs) -> anyhow::Result<()> {
     let mut config: shoal_tracker::Config = load(&args.part)?;
     overlay!(config, part args.part);
-    overlay!(config, args, listen origins);
-    config.preheat_lease = args.preheat_lease.or(config.preheat_lease);
+    overlay!(config, args, listen preheat_lease origins);
     until_told(|shutdown| shoal_tracker::run(config, shutdown))
 }
 

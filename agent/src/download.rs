@@ -148,8 +148,9 @@ impl Download {
         self.access.lock().expect("nothing panics while it holds this lock").clone()
     }
 
-    /// Another request was let through: go on with its credentials if they are better (see [`is_better`]). Gives the reason if every source had failed with these same credentials a
-    /// moment ago, or an answer was cut for it: whoever comes back then is to go to its next host.
+    /// Another request was let through: go on with its credentials if they are better (see [`is_better`]). Gives the reason if every
+    /// source had failed with these same credentials a moment ago, or an answer was cut for it: whoever comes back then is to go to
+    /// its next host.
     pub(crate) fn renew(&self, access: &Access, checked: bool) -> Result<(), UpstreamError> {
         let mut current = self.access.lock().expect("nothing panics while it holds this lock");
         let failed = self.exhausted.borrow().clone();

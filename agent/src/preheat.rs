@@ -5,7 +5,7 @@
 //! and what is in the store is there. It knows no images, only blobs and how to show origins that they may be read.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -50,7 +50,8 @@ struct Preheat {
 struct Task {
     revision: u64,
     blobs: Arc<[Blob]>,
-    outcome: Arc<Mutex<Option<Result<(), String>>>>,
+    /// How it ended, once it has.
+    outcome: Arc<OnceLock<Result<(), String>>>,
     _work: AbortOnDropHandle<()>,
 }
 
@@ -109,25 +110,23 @@ impl Preheat {
             tracing::warn!(tasks = TASKS_MAX, "more is to be preheated than is taken at a time");
             return;
         }
-        let (blobs, problem) = match blobs_of(&given.images) {
-            Ok(blobs) => (blobs, None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
-        let blobs: Arc<[Blob]> = blobs.into();
-        let outcome = Arc::new(Mutex::new(problem.map(Err)));
-        let (all, room, turns) = (blobs.clone(), self.blobs.clone(), self.turns.clone());
+        let named = blobs_of(&given.images).map(Arc::<[Blob]>::from);
+        let blobs = named.clone().unwrap_or_default();
+        let outcome = Arc::new(OnceLock::new());
+        let (room, turns) = (self.blobs.clone(), self.turns.clone());
         let (told, ended, id) = (outcome.clone(), self.ended.clone(), given.id.clone());
         tracing::info!(task = id, blobs = blobs.len(), "preheating");
         let work = tokio::spawn(async move {
-            if told.lock().is_ok_and(|outcome| outcome.is_some()) {
-                return;
-            }
-            let result = fetch(room, all, turns).await;
+            let result = match named {
+                Ok(blobs) => fetch(room, blobs, turns).await,
+                Err(reason) => Err(reason),
+            };
             match &result {
                 Ok(()) => tracing::info!(task = id, "preheated"),
                 Err(reason) => tracing::warn!(task = id, reason, "not preheated"),
             }
-            *told.lock().expect("nothing panics while it holds this lock") = Some(result);
+            // Nobody else tells.
+            let _ = told.set(result);
             ended.notify_one();
         });
         let task = Task { revision: given.revision, blobs, outcome, _work: AbortOnDropHandle::new(work) };
@@ -137,11 +136,10 @@ impl Preheat {
 
 impl Task {
     fn progress(&self, id: &str, room: &Blobs) -> proto::Progress {
-        let outcome = self.outcome.lock().expect("nothing panics while it holds this lock").clone();
-        let (state, message) = match outcome {
+        let (state, message) = match self.outcome.get() {
             None => (proto::State::Fetching, String::new()),
             Some(Ok(())) => (proto::State::Complete, String::new()),
-            Some(Err(message)) => (proto::State::Failed, message),
+            Some(Err(message)) => (proto::State::Failed, message.clone()),
         };
         let held_bytes = self.blobs.iter().map(|blob| room.held_bytes(&blob.digest)).sum();
         proto::Progress { id: id.to_owned(), revision: self.revision, state: state.into(), held_bytes, message }
