@@ -8,64 +8,41 @@ mod convert;
 
 pub use convert::{ConvertError, access, peer_from_proto, peer_to_proto};
 
-/// The tracker's service and messages.
-pub mod tracker {
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::too_many_lines,
-        reason = "generated from shoal/tracker.proto"
-    )]
-    pub mod v1 {
-        include!("generated/shoal.tracker.v1.rs");
-    }
+/// A module with the checked-in code of one `.proto` file.
+macro_rules! generated {
+    ($(#[$doc:meta])* $name:ident, $file:literal) => {
+        $(#[$doc])*
+        pub mod $name {
+            #[allow(
+                missing_docs,
+                unreachable_pub,
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                clippy::too_many_lines,
+                reason = "generated from the .proto file"
+            )]
+            pub mod v1 {
+                include!(concat!("generated/", $file));
+            }
+        }
+    };
 }
 
-/// The origin's service and messages.
-pub mod origin {
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::too_many_lines,
-        reason = "generated from shoal/origin.proto"
-    )]
-    pub mod v1 {
-        include!("generated/shoal.origin.v1.rs");
-    }
+generated! {
+    /// The tracker's service and messages.
+    tracker, "shoal.tracker.v1.rs"
 }
-
-/// The service and messages of preheating.
-pub mod preheat {
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::too_many_lines,
-        reason = "generated from shoal/preheat.proto"
-    )]
-    pub mod v1 {
-        include!("generated/shoal.preheat.v1.rs");
-    }
+generated! {
+    /// The origin's service and messages.
+    origin, "shoal.origin.v1.rs"
 }
-
-/// Control messages of the peer wire.
-pub mod wire {
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::too_many_lines,
-        reason = "generated from shoal/wire.proto"
-    )]
-    pub mod v1 {
-        include!("generated/shoal.wire.v1.rs");
-    }
+generated! {
+    /// The service and messages of preheating.
+    preheat, "shoal.preheat.v1.rs"
+}
+generated! {
+    /// Control messages of the peer wire.
+    wire, "shoal.wire.v1.rs"
 }
 
 /// Name of the binary gRPC metadata entry that carries an encoded [`origin::v1::UpstreamError`].
