@@ -248,12 +248,20 @@ pub fn check_pulls(pulls: &[(&dyn Client, &str)], image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// What the part that has this admin address on a node counts, as Prometheus reads it.
+///
+/// # Errors
+/// When it does not tell.
+pub fn metrics(node: &Node, admin: &str) -> Result<String> {
+    node.run("curl", &["-sf", &format!("http://{admin}/metrics")])
+}
+
 /// How many requests of a kind, `manifest` or `blob`, the agent of a node has answered with this status.
 ///
 /// # Errors
 /// When the agent does not tell.
 pub fn answered(node: &Node, kind: &str, status: &str) -> Result<u64> {
-    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
+    let metrics = metrics(node, ADMIN)?;
     let name = format!("shoal_agent_requests_total{{route=\"{kind}\",status=\"{status}\"}} ");
     let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
     count.map_or(Ok(0), |count| count.parse().context("a counter"))

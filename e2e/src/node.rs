@@ -141,18 +141,26 @@ impl Node {
         Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
 
+    /// Does something on a thread in its network, and waits for that.
+    ///
+    /// # Errors
+    /// When the node is gone, or what `work` says.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let working = scope.spawn(|| {
+                self.enter_network()?;
+                work()
+            });
+            working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Listens on a port of it, and hands the listener to a thread in its network.
     ///
     /// # Errors
     /// When the port is taken or the node is gone, or what `then` says.
     pub fn listen<T: Send>(&self, port: u16, then: impl FnOnce(TcpListener) -> Result<T> + Send) -> Result<T> {
-        let listening = std::thread::scope(|scope| {
-            let listening = scope.spawn(|| {
-                self.enter_network()?;
-                then(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?)
-            });
-            listening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
+        let listening = self.in_network(|| then(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?));
         listening.with_context(|| format!("listen on port {port} of {}", self.name))
     }
 

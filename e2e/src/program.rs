@@ -26,6 +26,8 @@ const FRONT_PORT: u16 = 5050;
 const AGENT_PEER_PORT: u16 = 5051;
 const ORIGIN_PORT: u16 = 7500;
 const ORIGIN_PEER_PORT: u16 = 7501;
+/// Where trackers say how they are.
+pub const TRACKER_ADMIN: &str = "0.0.0.0:7402";
 /// Where trackers listen.
 pub const TRACKER_PORT: u16 = 7400;
 
@@ -87,9 +89,7 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn tracker(&self, node: &Node) -> Result<Process> {
-        let mut command = self.command(node, "tracker");
-        command.args(["--listen", &format!("0.0.0.0:{TRACKER_PORT}"), "--admin-listen", "0.0.0.0:7402"]);
-        start(node, "tracker", command, TRACKER_PORT)
+        start(node, "tracker", self.tracker_command(node), TRACKER_PORT)
     }
 
     /// Starts a tracker that sees to the preheats of a cluster, as the user of a kubeconfig file, and waits until it listens.
@@ -97,11 +97,16 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn preheating_tracker(&self, node: &Node, origin: &Node, kubeconfig: &Path) -> Result<Process> {
-        let mut command = node.command("env");
-        command.arg(format!("KUBECONFIG={}", kubeconfig.display())).arg(&self.path).arg("tracker");
+        let mut command = self.tracker_command(node);
         command.args(["--preheat-lease", "shoal", "--origin", &format!("http://{}:{ORIGIN_PORT}", origin.name())]);
-        command.args(["--listen", &format!("0.0.0.0:{TRACKER_PORT}"), "--admin-listen", "0.0.0.0:7402"]);
+        command.env("KUBECONFIG", kubeconfig);
         start(node, "tracker", command, TRACKER_PORT)
+    }
+
+    fn tracker_command(&self, node: &Node) -> Command {
+        let mut command = self.command(node, "tracker");
+        command.args(["--listen", &format!("0.0.0.0:{TRACKER_PORT}"), "--admin-listen", TRACKER_ADMIN]);
+        command
     }
 
     /// Starts an origin that knows the tracker and waits until it listens. Its blobs are under [`store_dir`].

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use shoal_e2e::cluster::metrics;
 use shoal_e2e::harness::note;
 use shoal_e2e::kubernetes::PARITY;
 use shoal_e2e::node::Node;
@@ -119,7 +120,7 @@ impl Release<'_> {
 
 /// The counters of one name of an agent, by the value of their label.
 fn counters(node: &Node, name: &str) -> Result<Counters> {
-    let metrics = node.run("curl", &["-sf", &format!("http://{ADMIN}/metrics")])?;
+    let metrics = metrics(node, ADMIN)?;
     let lines = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once("=\""));
     let counted = lines.filter_map(|(_, rest)| rest.split_once("\"} "));
     counted.map(|(value, count)| Ok((value.to_owned(), count.parse().context("a counter")?))).collect()

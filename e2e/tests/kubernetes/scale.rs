@@ -7,11 +7,12 @@ use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde_json::{Value, json};
+use shoal_e2e::cluster::metrics;
 use shoal_e2e::harness::{Bench, note};
 use shoal_e2e::image::Recipe;
 use shoal_e2e::kubernetes::{Kubernetes, Plan};
 use shoal_e2e::node::{Link, Node};
-use shoal_e2e::program::{Program, TRACKER_PORT};
+use shoal_e2e::program::{Program, TRACKER_ADMIN, TRACKER_PORT};
 use shoal_e2e::registry::{Guard, HOST};
 use shoal_e2e::wait::wait_until;
 use shoal_proto::preheat::v1::preheat_client::PreheatClient;
@@ -52,7 +53,7 @@ pub(super) fn two_thousand_nodes(bench: &Bench) -> Result<()> {
     cluster.apply(&json!({
         "apiVersion": "shoal.dev/v1alpha1", "kind": "Preheat", "metadata": { "name": "all" }, "spec": spec,
     }))?;
-    let reports = in_network(control, || preheat_all(image.length()))??;
+    let reports = control.in_network(|| preheat_all(image.length()))?;
     cluster.wait("condition=Complete", &["preheat/all"])?;
     let took = began.elapsed();
     let anon = anon_bytes(control)?;
@@ -82,8 +83,7 @@ fn name(n: usize) -> String {
 /// Waits until the tracker leads and knows the nodes; gives its memory then.
 fn wait_for_nodes(control: &Node) -> Result<u64> {
     wait_until("the tracker to lead", PATIENCE, || {
-        let metrics = control.run("curl", &["-sf", "http://127.0.0.1:7402/metrics"])?;
-        Ok(metrics.lines().any(|line| line == format!("shoal_tracker_nodes {NODES}")))
+        Ok(metrics(control, TRACKER_ADMIN)?.lines().any(|line| line == format!("shoal_tracker_nodes {NODES}")))
     })?;
     anon_bytes(control)
 }
@@ -94,17 +94,6 @@ fn anon_bytes(node: &Node) -> Result<u64> {
     let status = node.run("sh", &["-c", status]).context("the tracker is gone")?;
     let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
     Ok(kib.context("no RssAnon")?.trim().parse::<u64>()? * 1024)
-}
-
-/// Does something in the network of a node.
-fn in_network<T: Send>(node: &Node, work: impl FnOnce() -> T + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let working = scope.spawn(|| {
-            node.enter_network()?;
-            Ok(work())
-        });
-        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 /// Plays the agents of all nodes, which fetch in no time, until each is done. Gives how often they reported.
