@@ -7,6 +7,7 @@ mod node;
 mod parts;
 mod simulate;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -36,6 +37,13 @@ enum Command {
     Origin(parts::OriginArgs),
     /// Run a tracker: tells peers of each other.
     Tracker(parts::TrackerArgs),
+    /// Make an authority and a certificate for each part, for TLS between parts: DIR/agent, DIR/origin and DIR/tracker are what
+    /// their --certificates take. The authority's key is not kept. On Kubernetes the chart does this.
+    Certificates {
+        /// Where they are written; nothing is overwritten.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Configure this node's runtimes: containerd, docker, CRI-O, podman.
     Node(node::Args),
     /// Say what works on this node, what is misconfigured, and the command that mends it.
@@ -48,7 +56,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let quiet = matches!(cli.command, Command::Node(_) | Command::Doctor(_) | Command::Demo(_) | Command::Sim(_));
+    let quiet = match cli.command {
+        Command::Agent(_) | Command::Origin(_) | Command::Tracker(_) => false,
+        Command::Certificates { .. } | Command::Node(_) | Command::Doctor(_) | Command::Demo(_) | Command::Sim(_) => {
+            true
+        }
+    };
     let filter = cli.log.as_deref().unwrap_or(if quiet { "off" } else { "info" });
     let ran = telemetry::init(cli.log_format, filter).map_err(anyhow::Error::from).and_then(|()| run(cli.command));
     ran.unwrap_or_else(|error| {
@@ -62,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => parts::agent(args)?,
         Command::Origin(args) => parts::origin(args)?,
         Command::Tracker(args) => parts::tracker(args)?,
+        Command::Certificates { directory } => shoal_identity::issue(&directory)?,
         Command::Node(args) => node::run(args)?,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Demo(args) => demo::run(args)?,

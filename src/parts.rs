@@ -18,6 +18,9 @@ struct PartArgs {
     /// Where health, metrics and status are served.
     #[arg(long, env = "SHOAL_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
+    /// The directory with its certificate, its key and the authority's certificate: TLS between parts.
+    #[arg(long, env = "SHOAL_CERTIFICATES")]
+    certificates: Option<PathBuf>,
 }
 
 /// Flags of the parts that are peers with a store.
@@ -109,7 +112,7 @@ pub(crate) struct TrackerArgs {
 
 /// Sets each key named to the flag of the same name, where that is given; the groups stand for all of their flags.
 macro_rules! overlay {
-    ($config:ident, part $args:expr) => { overlay!($config, $args, admin_listen) };
+    ($config:ident, part $args:expr) => { overlay!($config, $args, admin_listen certificates) };
     ($config:ident, peer $args:expr) => {
         overlay!($config, $args, peer_listen peer_advertise trackers store store_max node_name zone upload_rate download_rate background)
     };

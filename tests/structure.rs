@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. Arrows point one way; parts never know parts.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("shoal-meta", &[]),
     ("shoal-proto", &["meta"]),
     ("shoal-swarm", &["meta", "proto"]),
@@ -16,13 +16,14 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("shoal-registry", &["meta"]),
     ("shoal-kit", &[]),
     ("shoal-kube", &["meta", "kit"]),
-    ("shoal-peer", &["meta", "proto", "swarm", "store"]),
-    ("shoal-tracker", &["meta", "proto", "registry", "kit", "kube"]),
-    ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
-    ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube"]),
+    ("shoal-identity", &["kit"]),
+    ("shoal-peer", &["meta", "proto", "swarm", "store", "identity"]),
+    ("shoal-tracker", &["meta", "proto", "registry", "kit", "kube", "identity"]),
+    ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),
+    ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),
     ("shoal-sim", &["meta", "swarm"]),
-    ("shoal-e2e", &["meta", "proto", "swarm", "store", "peer"]),
-    ("shoal", &["meta", "kit", "kube", "registry", "agent", "origin", "tracker", "sim"]),
+    ("shoal-e2e", &["meta", "proto", "swarm", "store", "peer", "identity"]),
+    ("shoal", &["meta", "kit", "kube", "registry", "identity", "agent", "origin", "tracker", "sim"]),
 ];
 
 /// A file longer than this fails.

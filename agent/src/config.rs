@@ -44,6 +44,10 @@ pub struct Config {
     pub origins: Vec<String>,
     /// Trackers, as `origins`. Default: none; then peers are known from origins and each other only.
     pub trackers: Vec<String>,
+    /// A directory with `tls.crt` and `tls.key`, the part's certificate and key, and `ca.crt`, its authority's, in PEM, read again
+    /// when they change. With it, all that parts say to each other is TLS 1.3, and who has no certificate of that authority for
+    /// what it says it is, is refused. Give all parts one, or none. Default: none, plaintext.
+    pub certificates: Option<PathBuf>,
     /// The directory of the store. Default `/var/lib/shoal/agent`.
     pub store: PathBuf,
     /// Most bytes of blobs kept. More keeps more for the neighbours. Default: 10 % of the disk, within 1 and 50 GiB.
@@ -94,6 +98,7 @@ impl Default for Config {
             rack_label: RACK_LABEL.to_owned(),
             origins: Vec::new(),
             trackers: Vec::new(),
+            certificates: None,
             store: PathBuf::from("/var/lib/shoal/agent"),
             store_max: None,
             free_floor: ByteSize::gib(1),

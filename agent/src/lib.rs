@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use shoal_identity::{Identity, Part};
 use shoal_kit::{Admin, AdminParts, Metrics, serve_admin};
 use shoal_kube::BoundPod;
 use shoal_meta::{PeerInfo, Role, Server};
@@ -86,6 +87,8 @@ pub struct Running {
 /// When the configuration is refused, an address cannot be listened on, or the store cannot be opened.
 pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
     config.validate()?;
+    let identity = Identity::start(config.certificates.as_deref(), Part::Agent, shutdown.clone())
+        .context("config key `certificates`")?;
     let upstream = Upstream::new(upstream::Config {
         registries: config.registries.clone(),
         docker_config: config.docker_config.clone(),
@@ -97,7 +100,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     })?;
     let origins = shoal_kube::servers("origins", &config.origins, shutdown.clone())?;
     let trackers = shoal_kube::servers("trackers", &config.trackers, shutdown.clone())?;
-    let origins = Arc::new(Origins::new(origins, upstream.clone())?);
+    let origins = Arc::new(Origins::new(origins, identity.clone(), upstream.clone())?);
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {} for runtimes (config key `listen`)", config.listen))?;
@@ -107,7 +110,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let store = Store::open(shoal_store::Config { root: config.store.clone(), budget })
         .await
         .context("cannot open the store (config key `store`)")?;
-    let node = Node::start(node_config(&config, trackers).await, store.clone(), shutdown.clone()).await?;
+    let node = Node::start(node_config(&config, identity, trackers).await, store.clone(), shutdown.clone()).await?;
 
     let metrics = Metrics::new("agent");
     let stall_timeout = config.stall_timeout.get();
@@ -227,7 +230,11 @@ fn follow_pods(config: &Config, ahead: Pods, shutdown: &CancellationToken) -> mp
     told
 }
 
-async fn node_config(config: &Config, trackers: watch::Receiver<Vec<Server>>) -> shoal_peer::Config {
+async fn node_config(
+    config: &Config,
+    identity: Identity,
+    trackers: watch::Receiver<Vec<Server>>,
+) -> shoal_peer::Config {
     let (topology, advertise) = config.place().await;
     shoal_peer::Config {
         listen: config.peer_listen,
@@ -238,6 +245,7 @@ async fn node_config(config: &Config, trackers: watch::Receiver<Vec<Server>>) ->
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
         background: config.background,
         trackers,
+        identity,
         swarm: shoal_swarm::Config::default(),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use prost::Message as _;
+use shoal_identity::{Identity, Part};
 use shoal_kit::Rejected;
 use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, Server, rendezvous_order};
 use shoal_proto::UPSTREAM_ERROR_METADATA;
@@ -71,6 +72,7 @@ pub(crate) fn is_verdict(error: &UpstreamError) -> bool {
 #[derive(Debug)]
 pub(crate) struct Origins {
     known: Mutex<Known>,
+    identity: Identity,
     upstream: Upstream,
 }
 
@@ -131,11 +133,15 @@ impl Origins {
     ///
     /// # Errors
     /// When an address is not `http://host:port`.
-    pub(crate) fn new(mut servers: watch::Receiver<Vec<Server>>, upstream: Upstream) -> Result<Self, Rejected> {
+    pub(crate) fn new(
+        mut servers: watch::Receiver<Vec<Server>>,
+        identity: Identity,
+        upstream: Upstream,
+    ) -> Result<Self, Rejected> {
         let refused = |url| Rejected::new("origins", url, "addresses such as http://origin.shoal:7500");
-        let endpoint = |server| Endpoint::new(server).map(Arc::new).ok_or_else(|| refused(&server.url));
+        let endpoint = |server| Endpoint::new(server, &identity).map(Arc::new).ok_or_else(|| refused(&server.url));
         let endpoints = servers.borrow_and_update().iter().map(endpoint).collect::<Result<_, _>>()?;
-        Ok(Self { known: Mutex::new(Known { servers, endpoints }), upstream })
+        Ok(Self { known: Mutex::new(Known { servers, endpoints }), identity, upstream })
     }
 
     /// The origins that there are now. What is known of those that stay is kept.
@@ -146,7 +152,7 @@ impl Origins {
             let before = std::mem::take(endpoints);
             endpoints.extend(servers.borrow_and_update().iter().filter_map(|server| {
                 let kept = before.iter().find(|endpoint| endpoint.server == *server).cloned();
-                kept.or_else(|| Endpoint::new(server).map(Arc::new))
+                kept.or_else(|| Endpoint::new(server, &self.identity).map(Arc::new))
             }));
         }
         endpoints.clone()
@@ -260,18 +266,13 @@ impl Origins {
 
 impl Endpoint {
     /// `None` when the server's URL is not `http://host:port`.
-    fn new(server: &Server) -> Option<Self> {
-        let endpoint = tonic::transport::Endpoint::from_shared(server.url.clone()).ok()?;
-        if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().authority().is_none() {
-            return None;
-        }
-        let channel = endpoint
+    fn new(server: &Server, identity: &Identity) -> Option<Self> {
+        let endpoint = shoal_identity::endpoint(&server.url)?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .tcp_nodelay(true)
-            .connect_lazy();
-        let client = OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
+            .keep_alive_timeout(KEEP_ALIVE);
+        let client = OriginClient::new(identity.channel(&endpoint, Part::Origin))
+            .max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10));
         Some(Self { server: server.clone(), client, health: Mutex::default() })
     }
 

@@ -17,6 +17,8 @@ pub struct Status {
     pub wasted_bytes: u64,
     /// Payload sent to peers, in bytes.
     pub sent_bytes: u64,
+    /// How parts talk: `mutual TLS`, or `plaintext`.
+    pub transport: &'static str,
     /// Connected peers.
     pub peers: usize,
     /// Trackers configured.
@@ -97,6 +99,7 @@ impl Status {
             },
             wasted_bytes: node.wasted.duplicate + node.wasted.bad_piece + node.wasted.dropped,
             sent_bytes: node.sent_bytes,
+            transport: blobs.node.transport(),
             peers: node.connections,
             trackers: node.trackers,
             trackers_up: node.trackers_up,

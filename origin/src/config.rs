@@ -21,6 +21,10 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Where the origin is a plain pull-through registry over HTTP. Default `0.0.0.0:7503`.
     pub http_listen: SocketAddr,
+    /// A directory with `tls.crt` and `tls.key`, the part's certificate and key, and `ca.crt`, its authority's, in PEM, read again
+    /// when they change. With it, all that parts say to each other is TLS 1.3, and who has no certificate of that authority for
+    /// what it says it is, is refused, at `http_listen` too. Give all parts one, or none. Default: none, plaintext.
+    pub certificates: Option<PathBuf>,
     /// The address peers are told to dial. Default: `peer_listen`, with the address of the default route if it is
     /// unspecified.
     pub peer_advertise: Option<SocketAddr>,
@@ -88,6 +92,7 @@ impl Default for Config {
             peer_listen: on_port(7501),
             admin_listen: on_port(7502),
             http_listen: on_port(7503),
+            certificates: None,
             peer_advertise: None,
             store: PathBuf::from("/var/lib/shoal/origin"),
             store_max: None,

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::Stream;
+use shoal_identity::{Part, only};
 use shoal_meta::{Digest, Geometry, PeerInfo};
 use shoal_proto::origin::v1::metainfo_update::Update;
 use shoal_proto::origin::v1::origin_server::Origin;
@@ -23,6 +24,9 @@ const AUTHORIZATION_LENGTH_MAX: usize = 16 * 1024;
 /// The most metainfo streams open at a time; agents keep one for each blob that still grows.
 const STREAMS_MAX: i64 = 64 * 1024;
 
+/// Those who ask what images are made of.
+const ASKERS: [Part; 2] = [Part::Agent, Part::Tracker];
+
 /// The service.
 pub(crate) struct Service {
     pub(crate) rooms: Rooms,
@@ -38,6 +42,7 @@ impl Origin for Service {
         &self,
         request: Request<proto::ResolveRequest>,
     ) -> Result<Response<proto::ResolveResponse>, Status> {
+        only(&request, &ASKERS)?;
         let request = request.into_inner();
         let access = self.permitted(request.access).await?;
         let reference: Reference = request.reference.parse().map_err(invalid)?;
@@ -56,6 +61,7 @@ impl Origin for Service {
         &self,
         request: Request<proto::MetainfoRequest>,
     ) -> Result<Response<Self::MetainfoStream>, Status> {
+        only(&request, &ASKERS)?;
         let request = request.into_inner();
         let access = self.permitted(request.access).await?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
@@ -86,6 +92,7 @@ impl Origin for Service {
         &self,
         request: Request<proto::AuthorizeRequest>,
     ) -> Result<Response<proto::AuthorizeResponse>, Status> {
+        only(&request, &ASKERS)?;
         let request = request.into_inner();
         let access = self.permitted(request.access).await?;
         let digest: Digest = request.digest.parse().map_err(invalid)?;
@@ -102,6 +109,8 @@ impl Origin for Service {
     }
 
     async fn grant(&self, request: Request<proto::GrantRequest>) -> Result<Response<proto::GrantResponse>, Status> {
+        // A tracker reads pull secrets; a node has none to give.
+        only(&request, &[Part::Tracker])?;
         let proto::GrantRequest { registry, repository, docker_configs, ticket, valid_ms } = request.into_inner();
         let repository = Repository::new(&registry, &repository).map_err(invalid)?;
         let refused = |error| OriginError::from(error).to_status();

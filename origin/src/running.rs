@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use shoal_identity::{Identity, Part};
 use shoal_kit::{AdminParts, Metrics, serve_admin, shutdown};
 use shoal_meta::{PeerInfo, Role, Topology};
 use shoal_peer::Node;
@@ -15,7 +16,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::authorize::Authorizer;
 use crate::gate::Gate;
@@ -35,6 +35,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// The most calls at a time on one agent's connection; each blob that still grows keeps one.
 const STREAMS_MAX: u32 = 4096;
+/// The most connections of agents and trackers at a time.
+const CONNECTIONS_MAX: usize = 32 * 1024;
 
 /// A running origin. Dropping it does not stop it; its shutdown token does.
 pub struct Running {
@@ -71,6 +73,8 @@ pub struct Counters {
 /// When the configuration is refused, an address is taken, or the disk cannot be used.
 pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
     config.validate()?;
+    let identity = Identity::start(config.certificates.as_deref(), Part::Origin, shutdown.clone())
+        .context("key `certificates`")?;
     let kit = Metrics::new("origin");
     let metrics = OriginMetrics::new(&kit);
     let budget =
@@ -92,7 +96,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let grpc = bind(config.listen, "listen").await?;
     let http = bind(config.http_listen, "http_listen").await?;
     let (grpc_addr, http_addr) = (grpc.local_addr()?, http.local_addr()?);
-    let node = Node::start(peer_config(&config, &shutdown).await?, store.clone(), shutdown.clone()).await?;
+    let node =
+        Node::start(peer_config(&config, identity.clone(), &shutdown).await?, store.clone(), shutdown.clone()).await?;
 
     let gate = Arc::new(Gate::new(upstream, metrics.clone()));
     let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), notes.clone(), metrics.clone()));
@@ -110,12 +115,13 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let rooms = Rooms { gate, authorizer, manifests: Arc::new(manifests), ingests, metrics: metrics.clone() };
 
     observe(&kit, &store, &node);
-    let admin = serve_admin(config.admin_listen, admin(&kit, &rooms, store, node.clone()), shutdown.clone()).await?;
+    let admin = admin(&kit, &rooms, store, node.clone());
+    let admin = serve_admin(config.admin_listen, admin, shutdown.clone()).await?;
     let admin_addr = admin.address();
     let tasks = TaskTracker::new();
     tasks.spawn(admin.stopped());
-    tasks.spawn(front::serve(http, rooms.clone(), shutdown.clone()));
-    tasks.spawn(serve_grpc(grpc, Service { rooms, tickets, peer: node.info() }, shutdown.clone()));
+    tasks.spawn(front::serve(http, identity.clone(), rooms.clone(), shutdown.clone()));
+    tasks.spawn(serve_grpc(grpc, identity, Service { rooms, tickets, peer: node.info() }, shutdown.clone()));
     tasks.close();
     let peer = node.info();
     tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");
@@ -161,7 +167,11 @@ impl std::fmt::Debug for Running {
     }
 }
 
-async fn peer_config(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<shoal_peer::Config> {
+async fn peer_config(
+    config: &Config,
+    identity: Identity,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<shoal_peer::Config> {
     let place = shoal_kube::place_of(config.node_name.as_deref(), &config.rack_label).await;
     let topology = Topology { zone: config.zone.clone(), rack: config.rack.clone() };
     Ok(shoal_peer::Config {
@@ -173,6 +183,7 @@ async fn peer_config(config: &Config, shutdown: &CancellationToken) -> anyhow::R
         download_rate: config.download_rate.map(shoal_kit::Rate::get),
         background: config.background,
         trackers: shoal_kube::servers("trackers", &config.trackers, shutdown.clone())?,
+        identity,
         swarm: shoal_swarm::Config::default(),
     })
 }
@@ -181,7 +192,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} = {address}"))
 }
 
-async fn serve_grpc(listener: TcpListener, service: Service, shutdown: CancellationToken) {
+async fn serve_grpc(listener: TcpListener, identity: Identity, service: Service, shutdown: CancellationToken) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OriginServer<Service>>().await;
     let served = Server::builder()
@@ -189,7 +200,7 @@ async fn serve_grpc(listener: TcpListener, service: Service, shutdown: Cancellat
         .max_concurrent_streams(STREAMS_MAX)
         .add_service(health_service)
         .add_service(OriginServer::new(service))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown.cancelled_owned());
+        .serve_with_incoming_shutdown(identity.incoming(listener, CONNECTIONS_MAX), shutdown.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "gRPC server failed");
     }
@@ -215,6 +226,7 @@ fn admin(kit: &Metrics, rooms: &Rooms, store: Store, node: Node) -> AdminParts {
         let (peer, usage) = (node.status(), store.usage());
         let (manifests, manifest_bytes) = manifests.usage();
         serde_json::json!({
+            "transport": node.transport(),
             "peer": {
                 "id": peer.peer.id.to_string(),
                 "address": peer.peer.address.to_string(),

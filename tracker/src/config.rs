@@ -1,6 +1,7 @@
 //! The tracker's configuration, as it is written and as it is used.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where health, metrics and status are served, over HTTP. Default `0.0.0.0:7402`.
     pub admin_listen: SocketAddr,
+    /// A directory with `tls.crt` and `tls.key`, the part's certificate and key, and `ca.crt`, its authority's, in PEM, read again
+    /// when they change. With it, all that parts say to each other is TLS 1.3, and who has no certificate of that authority for
+    /// what it says it is, is refused. Give all parts one, or none. Default: none, plaintext.
+    pub certificates: Option<PathBuf>,
     /// The name of the Kubernetes Lease by which one of several trackers is chosen to see to the `Preheat` objects of the cluster;
     /// its namespace is the pod's. Default: none; then they are left alone.
     pub preheat_lease: Option<String>,
@@ -48,6 +53,7 @@ impl Default for Config {
         Self {
             listen: (Ipv4Addr::UNSPECIFIED, 7400).into(),
             admin_listen: (Ipv4Addr::UNSPECIFIED, 7402).into(),
+            certificates: None,
             preheat_lease: None,
             origins: Vec::new(),
             harbor: None,

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use prost::Message;
+use shoal_identity::{Caller, Part, only};
+use shoal_proto::tracker::v1 as proto;
+use shoal_proto::tracker::v1::AnnounceRequest;
 use shoal_proto::tracker::v1::tracker_server::SERVICE_NAME;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, http};
@@ -37,13 +40,26 @@ impl tonic::codegen::Service<http::Request<Body>> for Tracker {
         let service = self.0.clone();
         match request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) {
             Some("/Announce") => Box::pin(unary(request, move |request| {
-                let now = tokio::time::Instant::now().into_std();
-                service.answer(now, request.remote_addr().map(|address| address.ip()), request.get_ref())
+                only(&request, &announcer(request.get_ref()))?;
+                let from = Caller::of(&request).and_then(|caller| caller.address).map(|address| address.ip());
+                service.answer(tokio::time::Instant::now().into_std(), from, request.get_ref())
             })),
-            Some("/Leave") => Box::pin(unary(request, move |request| service.leave(request.get_ref()))),
+            Some("/Leave") => Box::pin(unary(request, move |request| {
+                only(&request, &PEERS)?;
+                service.leave(request.get_ref())
+            })),
             Some(_) | None => Box::pin(ready(Ok(Status::unimplemented("the tracker has no such method").into_http()))),
         }
     }
+}
+
+/// Those who have blobs.
+const PEERS: [Part; 2] = [Part::Agent, Part::Origin];
+
+/// Who may announce this: what the peer says it is. Nobody is handed out as an origin who is none.
+fn announcer(request: &AnnounceRequest) -> [Part; 1] {
+    let says = request.peer.as_ref().map(proto::Peer::role);
+    [if says == Some(proto::Role::Origin) { Part::Origin } else { Part::Agent }]
 }
 
 async fn unary<Q, A>(

@@ -13,11 +13,14 @@ mod preheat;
 pub mod service;
 pub mod state;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::Stream;
+use shoal_identity::{Connection, Identity, Part};
 use shoal_kit::{Admin, AdminParts, serve_admin, shutdown};
 use shoal_proto::preheat::v1::preheat_server::PreheatServer;
 use tokio::net::TcpListener;
@@ -97,6 +100,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     config.validate()?;
     // Its own: a failure here ends this tracker, and not whatever embeds it.
     let shutdown = shutdown.child_token();
+    let identity = Identity::start(config.certificates.as_deref(), Part::Tracker, shutdown.clone())
+        .context("key `certificates`")?;
     let listening = TcpListener::bind(config.listen).await;
     let listener = listening.with_context(|| format!("cannot listen on {} for gRPC (key `listen`)", config.listen))?;
     let addr = listener.local_addr().context("cannot read the address listened on")?;
@@ -110,14 +115,16 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         if let Some(harbor) = &config.harbor {
             harbor::serve(harbor, client.clone(), shutdown.clone()).await?;
         }
-        let (images, plan, shutdown) = (preheat::Images::new(origins), preheat.clone(), shutdown.clone());
+        let (images, plan, shutdown) =
+            (preheat::Images::new(origins, identity.clone()), preheat.clone(), shutdown.clone());
         preheating = Some(tokio::spawn(async move { preheat::run(client, &lease, images, plan, shutdown).await }));
     }
     let service = Arc::new(Service::new(config, rand::random()));
-    let admin = serve_admin(admin_listen, admin_parts(&service, &preheat), shutdown.clone());
+    let admin = serve_admin(admin_listen, admin_parts(&service, &preheat, identity.transport()), shutdown.clone());
     let admin = admin.await.context("key `admin_listen`")?;
     let admin_addr = admin.address();
-    let server = tokio::spawn(serve(listener, connections_max, service.clone(), preheat, shutdown.clone()));
+    let server =
+        tokio::spawn(serve(identity.incoming(listener, connections_max), service.clone(), preheat, shutdown.clone()));
     tracing::info!(%addr, %admin_addr, "tracker started");
     Ok(Running { addr, admin_addr, service, shutdown, server, admin, preheat: preheating })
 }
@@ -132,7 +139,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-fn admin_parts(service: &Arc<Service>, preheat: &preheat::Shared) -> AdminParts {
+fn admin_parts(service: &Arc<Service>, preheat: &preheat::Shared, transport: &'static str) -> AdminParts {
     let (status, preheat_seen) = (service.clone(), preheat.clone());
     AdminParts {
         registry: metrics::metrics(service, preheat).registry(),
@@ -141,6 +148,7 @@ fn admin_parts(service: &Arc<Service>, preheat: &preheat::Shared) -> AdminParts 
             let (sizes, counters) = (status.sizes(), status.counters());
             let (preheats, nodes) = preheat_seen.sizes();
             serde_json::json!({
+                "transport": transport,
                 "peers": sizes.peers,
                 "torrents": sizes.torrents,
                 "memberships": sizes.memberships,
@@ -157,8 +165,7 @@ fn admin_parts(service: &Arc<Service>, preheat: &preheat::Shared) -> AdminParts 
 }
 
 async fn serve(
-    listener: TcpListener,
-    connections_max: usize,
+    incoming: impl Stream<Item = Result<Connection, Infallible>>,
     service: Arc<Service>,
     preheat: preheat::Shared,
     shutdown: CancellationToken,
@@ -175,7 +182,7 @@ async fn serve(
         .add_service(
             PreheatServer::new(preheat::Service(preheat)).max_decoding_message_size(preheat::REQUEST_LENGTH_MAX),
         )
-        .serve_with_incoming_shutdown(shoal_kit::incoming(listener, connections_max), shutdown.cancelled_owned());
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     tokio::select! {
         served = server => served.context("the gRPC server failed"),
         () = expire_leases(&service) => Ok(()),

@@ -6,6 +6,7 @@ mod ahead;
 mod authorize;
 mod clients;
 mod fallback;
+mod identity;
 mod limits;
 mod miss;
 mod pods;

@@ -169,7 +169,17 @@ impl Rig {
     }
 
     pub(crate) async fn tracker(&self, shutdown: CancellationToken) -> shoal_tracker::Running {
-        let config = shoal_tracker::Config { listen: LOCAL, admin_listen: LOCAL, ..shoal_tracker::Config::default() };
+        self.tracker_with(shutdown, |_| {}).await
+    }
+
+    pub(crate) async fn tracker_with(
+        &self,
+        shutdown: CancellationToken,
+        adapt: impl FnOnce(&mut shoal_tracker::Config),
+    ) -> shoal_tracker::Running {
+        let mut config =
+            shoal_tracker::Config { listen: LOCAL, admin_listen: LOCAL, ..shoal_tracker::Config::default() };
+        adapt(&mut config);
         shoal_tracker::start(config, shutdown).await.unwrap()
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for rate in RATES {
         let words = [rate.to_string()];
         let words = words.each_ref().map(String::as_str);
-        let Sample { bytes, seconds, .. } = receive::node(&scene, &options.space, agent.address, &words)?;
+        let Sample { bytes, seconds, .. } = receive::node(&scene, &options.space, agent.address, None, &words)?;
         let flag = format!("{}mbit", rate * 8 / 1_000_000);
         println!("  download {flag:>9}, {seconds:>5.1} s   {:.3}", bytes as f64 / seconds / rate as f64);
     }

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use shoal_e2e::usage;
+use shoal_identity::{Identity, Part};
 use shoal_meta::{Digest, Geometry, PeerInfo, PieceHash, Role, Topology};
 use shoal_peer::{Node, Torrent};
 use tokio::sync::watch;
@@ -19,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{blob, memory};
 
+/// The environment variable that names the receiver's certificates.
+pub(crate) const CERTIFICATES: &str = "SHOAL_CERTIFICATES";
 const READ_BYTES: usize = 256 * 1024;
 
 /// Runs what the words say.
@@ -92,6 +95,9 @@ async fn receive(
     std::io::stdin().read_to_end(&mut bytes)?;
     let hashes = bytes.as_chunks().0.iter().copied().map(PieceHash).collect();
     let store = blob::open(store).await?;
+    let shutdown = CancellationToken::new();
+    let certificates = std::env::var_os(CERTIFICATES).map(PathBuf::from);
+    let identity = Identity::start(certificates.as_deref(), Part::Agent, shutdown.clone())?;
     let config = shoal_peer::Config {
         listen,
         advertise: None,
@@ -101,9 +107,9 @@ async fn receive(
         download_rate,
         background: false,
         trackers: watch::channel(Vec::new()).1,
+        identity,
         swarm: shoal_swarm::Config::default(),
     };
-    let shutdown = CancellationToken::new();
     let node = Node::start(config, store.clone(), shutdown.clone()).await?;
     let (cpu, began) = (process_seconds(), Instant::now());
     let torrent = node.join(store.partial(digest, geometry).await?).await?;

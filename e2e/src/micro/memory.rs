@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let both = peak_while(&agent, &clients)?;
     thread::sleep(REST);
     let after = agent.anon_bytes()?;
-    let received = receive::node(&scene, &options.space, agent.address, &[])?.anon_bytes;
+    let received = receive::node(&scene, &options.space, agent.address, None, &[])?.anon_bytes;
     println!("\nAnonymous memory of an agent, MiB");
     for (what, bytes) in [
         ("at rest (to reach: 20)", rest),

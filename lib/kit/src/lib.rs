@@ -13,7 +13,6 @@ pub mod units;
 
 pub use admin::{Admin, AdminError, AdminParts, serve_admin, serve_router};
 pub use config::{ConfigError, Rejected};
-pub use incoming::{Connection, incoming};
 pub use metrics::Metrics;
 pub use open_files::raise_open_files;
 pub use units::{ByteSize, HumanDuration, ParseUnitError, Rate};

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use shoal_identity::Identity;
 use shoal_meta::{Digest, Lead, PeerInfo, Server, rendezvous_order};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
@@ -21,7 +22,6 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use crate::mailbox::{Handle, Input};
-pub(crate) use tracker::channel;
 use tracker::{Held, Tracker};
 
 /// How long trackers have to hear that we leave.
@@ -93,8 +93,14 @@ impl Announcer {
 }
 
 /// Speaks to the trackers that there are until the node shuts down, then takes leave of them.
-pub(crate) async fn run(announcer: Announcer, mut servers: watch::Receiver<Vec<Server>>, me: PeerInfo, handle: Handle) {
-    let mut desk = Desk { trackers: Vec::new(), me: peer_to_proto(&me), announcer, handle };
+pub(crate) async fn run(
+    announcer: Announcer,
+    mut servers: watch::Receiver<Vec<Server>>,
+    identity: Identity,
+    me: PeerInfo,
+    handle: Handle,
+) {
+    let mut desk = Desk { trackers: Vec::new(), identity, me: peer_to_proto(&me), announcer, handle };
     desk.follow(&servers.borrow_and_update());
     let mut calls = JoinSet::new();
     loop {
@@ -117,6 +123,7 @@ type Answer = Result<proto::AnnounceResponse, tonic::Status>;
 /// The announcing task's state.
 struct Desk {
     trackers: Vec<Tracker>,
+    identity: Identity,
     me: proto::Peer,
     announcer: Announcer,
     handle: Handle,
@@ -128,7 +135,7 @@ impl Desk {
         let before = std::mem::take(&mut self.trackers);
         let mut before: BTreeMap<_, _> = before.into_iter().map(|tracker| (tracker.server.clone(), tracker)).collect();
         for server in servers {
-            match before.remove(server).or_else(|| Tracker::new(server.clone())) {
+            match before.remove(server).or_else(|| Tracker::new(server.clone(), &self.identity)) {
                 Some(tracker) => self.trackers.push(tracker),
                 None => warn!(tracker = %server.url, "a tracker's address is not http://host:port"),
             }

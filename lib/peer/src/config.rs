@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use shoal_identity::Identity;
 use shoal_meta::{Role, Server, Topology};
 use tokio::sync::watch;
 
@@ -27,6 +28,8 @@ pub struct Config {
     /// Trackers, as they come and go. A torrent belongs to one by rendezvous hash, the next one is its failover. With none,
     /// peers are found by [`crate::Node::add_peers`] and by asking connected peers.
     pub trackers: watch::Receiver<Vec<Server>>,
+    /// What the node shows peers and trackers, and asks of them.
+    pub identity: Identity,
     /// What bounds and steers the swarm.
     pub swarm: shoal_swarm::Config,
 }

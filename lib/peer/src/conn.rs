@@ -11,20 +11,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use shoal_meta::{BlockRef, PeerId, PeerInfo};
+use shoal_identity::{Identity, Parts};
+use shoal_meta::{BlockRef, PeerId, PeerInfo, Role};
 use shoal_store::BufferPool;
 use shoal_swarm::ConnId;
 use shoal_swarm::wire::{self, BLOCK_HEADER_LENGTH, HEADER_LENGTH, Header, Message, WireBlock, WireError};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::counters::count;
+use crate::link::{self, Link, Receiving};
 use crate::mailbox::{Handle, Input};
 use crate::outbox::{Outbox, OutgoingBlock};
 use crate::pace::Pace;
@@ -46,6 +47,7 @@ const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
 /// What all connections of a node share.
 pub(crate) struct Net {
     pub(crate) me: PeerInfo,
+    pub(crate) identity: Identity,
     pub(crate) handle: Handle,
     pub(crate) pool: BufferPool,
     pub(crate) upload: RateCap,
@@ -69,6 +71,12 @@ pub(crate) enum ConnError {
     /// The socket failed, or the peer closed it.
     #[error("the connection failed")]
     Io(#[from] io::Error),
+    /// The peer is silent, refuses us, or shows no certificate of what it is said to be.
+    #[error("no TLS with the peer")]
+    Tls(#[source] io::Error),
+    /// The peer says that it is something its certificate does not.
+    #[error("the peer has no certificate of an {0:?}")]
+    Impostor(Role),
     /// The peer sent something that is not a frame.
     #[error("the peer broke the protocol")]
     Wire(#[from] WireError),
@@ -92,17 +100,15 @@ pub(crate) enum ConnError {
     Closed,
 }
 
-/// Runs a connection to its end. `dialled` names the peer that we meant to dial.
-pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, dialled: Option<PeerId>) {
-    let (read, write) = stream.into_split();
-    let mut read = BufReader::with_capacity(READ_BUFFER_BYTES, read);
-    let peer = match shake_hands(&net, &mut read, write.as_ref(), remote.ip(), dialled).await {
-        Ok(peer) => peer,
+/// Runs a connection to its end. `dialled` is the peer that we meant to dial.
+pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, dialled: Option<PeerInfo>) {
+    let (peer, mut read, write) = match establish(&net, stream, remote, dialled.as_ref()).await {
+        Ok(established) => established,
         Err(error) => {
             net.note(&error, remote);
             if let Some(peer) = dialled {
                 // The driver's end is the node's end.
-                let _ = net.handle.send(Input::DialFailed(peer)).await;
+                let _ = net.handle.send(Input::DialFailed(peer.id)).await;
             }
             return;
         }
@@ -127,7 +133,12 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
 impl Net {
     fn note(&self, error: &ConnError, remote: SocketAddr) {
         match error {
-            ConnError::Wire(_) | ConnError::NoHello | ConnError::HelloTimeout | ConnError::Stalled => {
+            ConnError::Wire(_)
+            | ConnError::NoHello
+            | ConnError::HelloTimeout
+            | ConnError::Stalled
+            | ConnError::Tls(_)
+            | ConnError::Impostor(_) => {
                 count(&self.handle.counters.violations, 1);
             }
             ConnError::Io(_) | ConnError::Version(_) | ConnError::OtherPeer(_) | ConnError::Closed => {}
@@ -136,12 +147,33 @@ impl Net {
     }
 }
 
+/// Sets a connection up until both ends know whom they have.
+async fn establish(
+    net: &Net,
+    stream: TcpStream,
+    remote: SocketAddr,
+    expected: Option<&PeerInfo>,
+) -> Result<(PeerInfo, BufReader<Receiving>, Link), ConnError> {
+    let (read, mut write, parts) = tokio::select! {
+        established = link::establish(&net.identity, stream, expected.map(|peer| peer.role)) => {
+            established.map_err(ConnError::Tls)?
+        }
+        () = net.handle.shutdown.cancelled() => return Err(ConnError::Closed),
+    };
+    let mut read = BufReader::with_capacity(READ_BUFFER_BYTES, read);
+    let peer = shake_hands(net, &mut read, &mut write, remote.ip(), parts).await?;
+    if peer.id == net.me.id || expected.is_some_and(|expected| expected.id != peer.id) {
+        return Err(ConnError::OtherPeer(peer.id));
+    }
+    Ok((peer, read, write))
+}
+
 async fn shake_hands(
     net: &Net,
-    read: &mut BufReader<OwnedReadHalf>,
-    write: &TcpStream,
+    read: &mut BufReader<Receiving>,
+    write: &mut Link,
     remote: IpAddr,
-    expected: Option<PeerId>,
+    parts: Parts,
 ) -> Result<PeerInfo, ConnError> {
     let hello = async {
         let mut out = Vec::new();
@@ -156,8 +188,8 @@ async fn shake_hands(
     if version != wire::VERSION {
         return Err(ConnError::Version(version));
     }
-    if peer.id == net.me.id || expected.is_some_and(|id| id != peer.id) {
-        return Err(ConnError::OtherPeer(peer.id));
+    if !parts.contain(link::part(peer.role)) {
+        return Err(ConnError::Impostor(peer.role));
     }
     if peer.address.ip().is_unspecified() {
         peer.address.set_ip(remote);
@@ -181,7 +213,7 @@ async fn read_hello(read: &mut (impl AsyncRead + Unpin)) -> Result<(u32, PeerInf
 }
 
 /// Reads frames until the connection fails or the peer breaks the protocol.
-async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<OwnedReadHalf>) -> Result<(), ConnError> {
+async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -> Result<(), ConnError> {
     let places = Arc::new(Semaphore::new(BLOCKS_WAITING_MAX));
     let mut scratch = Vec::new();
     loop {
@@ -228,7 +260,7 @@ async fn fill(read: &mut (impl AsyncRead + Unpin), mut into: &mut [u8]) -> Resul
 }
 
 /// Writes what the outbox holds until it is closed or the connection fails: control frames before blocks.
-async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote: SocketAddr, outbox: Arc<Outbox>) {
+async fn write_frames(net: Arc<Net>, conn: ConnId, mut write: Link, remote: SocketAddr, outbox: Arc<Outbox>) {
     let writing = async {
         let mut control = Vec::new();
         let mut blocks = VecDeque::new();
@@ -238,7 +270,7 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
             outbox.take(&mut control, &mut blocks);
             if !control.is_empty() {
                 net.upload.charge(control.len());
-                send::write_all(write.as_ref(), &control, &[]).await?;
+                send::write_all(&mut write, &control, &[]).await?;
                 control.clear();
                 control.shrink_to(SCRATCH_BYTES_KEPT);
                 continue;
@@ -256,10 +288,10 @@ async fn write_frames(net: Arc<Net>, conn: ConnId, write: OwnedWriteHalf, remote
                 payload = next.payload.ready() => {
                     let next = blocks.pop_front().expect("its payload was just awaited");
                     let began = Instant::now();
-                    write_block(&net, write.as_ref(), &next, payload).await?;
+                    write_block(&net, &mut write, &next, payload).await?;
                     sent.add(next.block);
                     if let Some(unsent) = pace.sent(began, Instant::now(), next.block.length.into()) {
-                        SockRef::from(write.as_ref()).set_tcp_notsent_lowat(unsent)?;
+                        SockRef::from(&*write.socket).set_tcp_notsent_lowat(unsent)?;
                     }
                 }
             }
@@ -300,7 +332,7 @@ impl Sent {
 /// Sends a block; one that cannot be read is rejected.
 async fn write_block(
     net: &Net,
-    write: &TcpStream,
+    write: &mut Link,
     outgoing: &OutgoingBlock,
     payload: io::Result<Ready>,
 ) -> Result<(), ConnError> {

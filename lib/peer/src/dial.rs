@@ -25,7 +25,7 @@ pub(crate) async fn dial(net: Arc<Net>, peer: PeerInfo) {
         () = net.handle.shutdown.cancelled() => return,
     };
     match connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(stream) => conn::run(net, stream, peer.address, Some(peer.id)).await,
+        Ok(stream) => conn::run(net, stream, peer.address, Some(peer)).await,
         Err(error) => {
             debug!(remote = %peer.address, %error, "cannot dial a peer");
             // The driver's end is the node's end.

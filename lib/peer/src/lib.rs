@@ -15,6 +15,7 @@ mod counters;
 mod dial;
 mod driver;
 mod entry;
+mod link;
 mod listen;
 mod mailbox;
 mod node;

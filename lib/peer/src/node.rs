@@ -34,6 +34,7 @@ pub struct Node {
     handle: Handle,
     info: PeerInfo,
     announcer: Announcer,
+    transport: &'static str,
     tasks: TaskTracker,
 }
 
@@ -66,6 +67,7 @@ impl Node {
         store.committed().into_iter().for_each(|digest| announcer.set(digest, LocalState::Seeding));
         let net = Arc::new(Net {
             me: info.clone(),
+            identity: config.identity.clone(),
             handle: handle.clone(),
             pool: BufferPool::new(receive_bytes_max(&config.swarm)),
             upload: parts.upload,
@@ -74,20 +76,26 @@ impl Node {
             tasks: tasks.clone(),
             next_conn: AtomicU64::new(0),
         });
-        let connections_max = config.swarm.connections_max;
+        let (connections_max, transport) = (config.swarm.connections_max, config.identity.transport());
         let swarm = Swarm::new(config.swarm, info.clone(), rand::random());
         let driver = Driver::new(swarm, net.clone(), store, announcer.clone());
         tasks.spawn(driver.run(mailbox, evictions));
         tasks.spawn(listen::accept(net, parts.listener, connections_max));
-        tasks.spawn(announce::run(announcer.clone(), config.trackers, info.clone(), handle.clone()));
+        tasks.spawn(announce::run(announcer.clone(), config.trackers, config.identity, info.clone(), handle.clone()));
         tasks.close();
-        Ok(Self { handle, info, announcer, tasks })
+        Ok(Self { handle, info, announcer, transport, tasks })
     }
 
     /// This node as others see it: its id, and the address they dial.
     #[must_use]
     pub fn info(&self) -> PeerInfo {
         self.info.clone()
+    }
+
+    /// How it talks to others, for status pages.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        self.transport
     }
 
     /// The connections to the trackers that there are now, for what else is asked of them.
@@ -180,7 +188,9 @@ impl Parts {
         if [config.upload_rate, config.download_rate].contains(&Some(0)) {
             return Err(StartError::Rate);
         }
-        if let Some(bad) = config.trackers.borrow().iter().find(|tracker| announce::channel(&tracker.url).is_none()) {
+        if let Some(bad) =
+            config.trackers.borrow().iter().find(|tracker| shoal_identity::endpoint(&tracker.url).is_none())
+        {
             return Err(StartError::Tracker(bad.url.clone()));
         }
         let (upload, download) = (RateCap::new(config.upload_rate), RateCap::new(config.download_rate));

@@ -1,10 +1,11 @@
 //! How a block gets from the store to a socket: the one place that knows.
 //!
 //! [`Payload::begin`] is called by the driver when the swarm hands out a block, [`send`] by the connection's writer. A
-//! block that the kernel holds in memory goes by sendfile and never enters this process; one it does not is read on a
-//! blocking thread into a pooled buffer, ahead of the socket, so that no disk holds up the reactor.
+//! block that the kernel holds in memory goes by sendfile and never enters this process, unless it is to be encrypted; one it
+//! does not is read on a blocking thread into a pooled buffer, ahead of the socket, so that no disk holds up the reactor.
 
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,15 +13,18 @@ use rustix::fs::sendfile;
 use rustix::net::SendFlags;
 use shoal_meta::BlockRef;
 use shoal_store::{Region, Source};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::link::Link;
 use crate::rate::RateCap;
 
 /// A peer that takes no byte for this long is gone.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is encrypted at a time: four TLS records, and as much as rustls holds back for the socket.
+const ENCRYPT_BYTES: usize = 64 * 1024;
 
 /// A block that is to be sent.
 pub(crate) enum Payload {
@@ -56,7 +60,7 @@ impl Payload {
 }
 
 /// Writes a block frame, slice by slice as the cap allows.
-pub(crate) async fn send(out: &TcpStream, cap: &RateCap, header: &[u8], payload: &Ready) -> io::Result<()> {
+pub(crate) async fn send(out: &mut Link, cap: &RateCap, header: &[u8], payload: &Ready) -> io::Result<()> {
     let (mut header, mut sent) = (header, 0);
     let length = match payload {
         Ready::Cached(region) => region.length as usize,
@@ -66,9 +70,13 @@ pub(crate) async fn send(out: &TcpStream, cap: &RateCap, header: &[u8], payload:
         let slice = cap.slice().min(length - sent);
         cap.take(header.len() + slice).await;
         match payload {
+            Ready::Cached(region) if out.encrypted.is_none() => {
+                write_more(&out.socket, header).await?;
+                send_file(&out.socket, region, sent, slice).await?;
+            }
             Ready::Cached(region) => {
-                write_more(out, header).await?;
-                send_file(out, region, sent, slice).await?;
+                write_all(out, header, &[]).await?;
+                encrypt_file(out, region, sent, slice).await?;
             }
             Ready::Read(bytes) => write_all(out, header, &bytes[sent..sent + slice]).await?,
         }
@@ -78,7 +86,14 @@ pub(crate) async fn send(out: &TcpStream, cap: &RateCap, header: &[u8], payload:
 }
 
 /// Writes two runs of bytes.
-pub(crate) async fn write_all(out: &TcpStream, mut first: &[u8], mut second: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_all(out: &mut Link, mut first: &[u8], mut second: &[u8]) -> io::Result<()> {
+    if let Some(encrypted) = &mut out.encrypted {
+        for chunk in first.chunks(ENCRYPT_BYTES).chain(second.chunks(ENCRYPT_BYTES)) {
+            patiently(encrypted.write_all(chunk)).await?;
+        }
+        return patiently(encrypted.flush()).await;
+    }
+    let out = &*out.socket;
     while !first.is_empty() || !second.is_empty() {
         let slices = [IoSlice::new(first), IoSlice::new(second)];
         let written = progress(out, || out.try_write_vectored(&slices)).await?;
@@ -110,11 +125,31 @@ async fn send_file(out: &TcpStream, region: &Region, sent: usize, length: usize)
     Ok(())
 }
 
+/// Sends a part of a region that the kernel held in memory a moment ago.
+async fn encrypt_file(out: &mut Link, region: &Region, sent: usize, length: usize) -> io::Result<()> {
+    let mut bytes = vec![0; ENCRYPT_BYTES.min(length)];
+    for at in (sent..sent + length).step_by(ENCRYPT_BYTES) {
+        let bytes = &mut bytes[..ENCRYPT_BYTES.min(sent + length - at)];
+        region.file.read_exact_at(bytes, region.offset + at as u64)?;
+        write_all(out, bytes, &[]).await?;
+    }
+    Ok(())
+}
+
+/// Waits for a write, as long as a peer that reads may take.
+async fn patiently(write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(STALL_TIMEOUT, write).await.unwrap_or_else(|_elapsed| Err(stalled()))
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")
+}
+
 /// Tries to write until some bytes went; fails when the peer takes none of them for [`STALL_TIMEOUT`].
 async fn progress(out: &TcpStream, write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     match timeout(STALL_TIMEOUT, out.async_io(Interest::WRITABLE, write)).await {
         Ok(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
         Ok(written) => written,
-        Err(_elapsed) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")),
+        Err(_elapsed) => Err(stalled()),
     }
 }

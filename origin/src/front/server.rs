@@ -1,13 +1,14 @@
-//! Accepts the front's connections and answers on them until the origin stops.
+//! Answers on the front's connections until the origin stops.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use shoal_identity::{Connection, Identity};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,38 +21,19 @@ const CONNECTIONS_MAX: usize = 4096;
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How much of a response waits in memory for a slow client, in bytes.
 const WRITE_BUFFER_BYTES: usize = 512 * 1024;
-/// The pause after a failed accept, as when file descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is cancelled, then ends what is being answered.
-pub(crate) async fn serve(listener: TcpListener, rooms: Rooms, shutdown: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, identity: Identity, rooms: Rooms, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let next = async || {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        (permit, listener.accept().await)
-    };
-    while let Some((permit, accepted)) = shutdown.run_until_cancelled(next()).await {
-        match accepted {
-            Ok((stream, _)) => {
-                let served = connection(stream, rooms.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    served.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "registry front cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+    let mut incoming = pin!(identity.incoming(listener, CONNECTIONS_MAX));
+    while let Some(Some(Ok(stream))) = shutdown.run_until_cancelled(incoming.next()).await {
+        connections.spawn(connection(stream, rooms.clone(), shutdown.clone()));
     }
     connections.close();
     connections.wait().await;
 }
 
-async fn connection(stream: TcpStream, rooms: Rooms, shutdown: CancellationToken) {
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Connection, rooms: Rooms, shutdown: CancellationToken) {
     let service = service_fn(|request| {
         let rooms = rooms.clone();
         async move { Ok::<_, Infallible>(answer(&rooms, request).await) }

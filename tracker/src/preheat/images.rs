@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use oci_spec::image::{ImageIndex, ImageManifest};
 use prost::Message as _;
+use shoal_identity::{Identity, Part};
 use shoal_kube::{ImageStatus, Platform};
 use shoal_meta::{Digest, Server};
 use shoal_proto::UPSTREAM_ERROR_METADATA;
@@ -16,7 +17,7 @@ use shoal_registry::image::{manifest_for, own_layers};
 use shoal_registry::reference::parse_image;
 use shoal_registry::{MANIFEST_ACCEPT, MANIFEST_LENGTH_MAX, Reference, ReferenceError, Repository, TICKET_SCHEME};
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::plan::{Tasks, bytes};
@@ -54,6 +55,7 @@ pub(crate) enum ImageError {
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
     origins: watch::Receiver<Vec<Server>>,
+    identity: Identity,
 }
 
 /// What a round fetches, and what is said of it.
@@ -84,8 +86,8 @@ impl Ticket {
 }
 
 impl Images {
-    pub(crate) fn new(origins: watch::Receiver<Vec<Server>>) -> Self {
-        Self { origins }
+    pub(crate) fn new(origins: watch::Receiver<Vec<Server>>, identity: Identity) -> Self {
+        Self { origins, identity }
     }
 
     /// Looks up what each platform fetches of these images. A platform that one of them has nothing for is left out.
@@ -155,8 +157,9 @@ impl Images {
     fn clients(&self) -> Vec<OriginClient<Channel>> {
         let origins = self.origins.borrow();
         let client = |server: &Server| {
-            let endpoint = Endpoint::from_shared(server.url.clone()).ok()?;
-            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT).connect_lazy();
+            let endpoint = shoal_identity::endpoint(&server.url)?;
+            let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
+            let channel = self.identity.channel(&endpoint, Part::Origin);
             Some(OriginClient::new(channel).max_decoding_message_size(MANIFEST_LENGTH_MAX + (64 << 10)))
         };
         origins.iter().filter_map(client).collect()

@@ -1,5 +1,6 @@
 //! The gRPC that agents call to learn what to fetch ahead: it checks messages and asks the plan.
 
+use shoal_identity::{Part, only};
 use shoal_proto::preheat::v1::preheat_server::Preheat;
 use shoal_proto::preheat::v1::{ReportRequest, ReportResponse};
 use tonic::{Request, Response, Status};
@@ -20,6 +21,7 @@ pub(crate) struct Service(pub(crate) Shared);
 #[tonic::async_trait]
 impl Preheat for Service {
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        only(&request, &[Part::Agent])?;
         let ReportRequest { node, tasks } = request.into_inner();
         if node.is_empty() || node.len() > NODE_LENGTH_MAX {
             return Err(Status::invalid_argument("the field node is not the name of a node"));

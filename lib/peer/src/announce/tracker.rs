@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use shoal_identity::{Identity, Part};
 use shoal_meta::{Digest, Server};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::tracker::v1::tracker_client::TrackerClient;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::LocalState;
 
@@ -61,21 +62,12 @@ pub(super) struct Tracker {
     due: Instant,
 }
 
-/// A channel that connects when it is first used; `None` when the URL is not `http://host:port`.
-pub(crate) fn channel(url: &str) -> Option<Channel> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
-    let uri = endpoint.uri();
-    if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
-        return None;
-    }
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
-    Some(endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).connect_lazy())
-}
-
 impl Tracker {
     /// `None` when its URL is not `http://host:port`.
-    pub(super) fn new(server: Server) -> Option<Self> {
-        let channel = channel(&server.url)?;
+    pub(super) fn new(server: Server, identity: &Identity) -> Option<Self> {
+        let endpoint = shoal_identity::endpoint(&server.url)?;
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
+        let channel = identity.channel(&endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL), Part::Tracker);
         let client = TrackerClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         Some(Self {
             server,
@@ -185,7 +177,7 @@ mod tests {
     use super::*;
 
     fn tracker() -> Tracker {
-        Tracker::new(Server::at("http://127.0.0.1:1")).unwrap()
+        Tracker::new(Server::at("http://127.0.0.1:1"), &Identity::plaintext()).unwrap()
     }
 
     fn held(leeching: u32, seeding: u32) -> Held {
@@ -217,14 +209,6 @@ mod tests {
 
     fn states(list: &[proto::TorrentAnnounce]) -> Vec<(proto::TorrentState, u32)> {
         list.iter().map(|torrent| (torrent.state(), torrent.peers_wanted)).collect()
-    }
-
-    #[tokio::test]
-    async fn only_http_urls_with_a_port_are_trackers() {
-        for url in ["", "tracker:7400", "https://tracker:7400", "http://tracker", "http://:7400", "nonsense"] {
-            assert!(channel(url).is_none(), "{url}");
-        }
-        assert!(channel("http://[::1]:7400").is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use shoal_identity::Identity;
 use shoal_meta::{Digest, Geometry, PeerInfo, PieceIndex, Role, Topology};
 use shoal_peer::{Config, Node, Torrent};
 use shoal_store::{Blob, Budget, Store};
@@ -42,6 +43,7 @@ pub fn config() -> Config {
         download_rate: None,
         background: true,
         trackers: watch::channel(Vec::new()).1,
+        identity: Identity::plaintext(),
         swarm: shoal_swarm::Config::default(),
     }
 }
