@@ -39,6 +39,26 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 - {name: SHOAL_LOG_FORMAT, value: {{ .Values.log.format }}}
 {{- end -}}
 
+{{/* A part's certificates, where it has any: the flag, the mount and the volume: (list . "agent"). */}}
+{{- define "shoal.tls.flag" -}}
+{{- if ne (index . 0).Values.tls.certificates "none" -}}
+- --certificates=/etc/shoal-tls
+{{- end -}}
+{{- end -}}
+
+{{- define "shoal.tls.mount" -}}
+{{- if ne (index . 0).Values.tls.certificates "none" -}}
+- {name: tls, mountPath: /etc/shoal-tls, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{- define "shoal.tls.volume" -}}
+{{- if ne (index . 0).Values.tls.certificates "none" -}}
+- name: tls
+  secret: {secretName: {{ include "shoal.fullname" (index . 0) }}-{{ index . 1 }}-tls, defaultMode: 0440}
+{{- end -}}
+{{- end -}}
+
 {{/* The node a pod runs on: the program reads zone, rack and address from it. */}}
 {{- define "shoal.node" -}}
 - name: SHOAL_NODE_NAME
