@@ -99,7 +99,33 @@ impl Release<'_> {
     fn install(&mut self) -> Result<()> {
         self.helm("install", &["--create-namespace", "--wait"])?;
         self.wait_ready()?;
+        self.check_encrypted()?;
         ["origin", "tracker"].iter().try_for_each(|component| self.check_spread(component))
+    }
+
+    /// Parts have the certificates that the chart made, and who has none reads nothing of an origin.
+    fn check_encrypted(&self) -> Result<()> {
+        let node = self.cluster.node(0)?;
+        let status: Value = serde_json::from_str(&node.run("curl", &["-sf", "http://127.0.0.1:5052/status"])?)?;
+        ensure!(status["transport"] == "mutual TLS", "parts talk in {}", status["transport"]);
+        wait_until("the agent to know its trackers", PATIENCE, || {
+            let status: Value = serde_json::from_str(&node.run("curl", &["-sf", "http://127.0.0.1:5052/status"])?)?;
+            Ok(status["trackers_up"] == 2)
+        })?;
+        let label = "app.kubernetes.io/component=origin";
+        let pods = self.cluster.get(&["pods", "--namespace", NAMESPACE, "--selector", label])?;
+        let address = pods["items"][0]["status"]["podIP"].as_str().context("an address")?;
+        for port in [7500, 7501, 7503] {
+            let url = format!("http://{address}:{port}/v2/");
+            ensure!(node.run("curl", &["-s", "--max-time", "10", &url]).is_err(), "{url} answers anybody");
+        }
+        Ok(())
+    }
+
+    /// The certificates, which an upgrade must leave as they are.
+    fn certificates(&self) -> Result<Value> {
+        let secret = self.cluster.get(&["secret", "--namespace", NAMESPACE, "shoal-agent-tls"])?;
+        Ok(secret["data"].clone())
     }
 
     /// No node has two of a component.
@@ -116,7 +142,9 @@ impl Release<'_> {
         // All agents at once, which takes less time than one by one.
         let values = [PLAIN_HTTP, "agent.maxUnavailable=100%", "preheat.secretNamespaces={default}"];
         let values = values.map(|value| ["--set", value]);
+        let certificates = self.certificates()?;
         self.helm("upgrade", &[&["--wait"], values.as_flattened()].concat())?;
+        ensure!(certificates == self.certificates()?, "an upgrade made new certificates");
         self.wait_ready()?;
         for index in 0..self.cluster.workers() {
             self.count_from_peers(index)?;
