@@ -156,7 +156,8 @@ impl Reciprocal {
             let choked: Vec<_> =
                 views.iter().filter(|view| view.interested && !self.unchoked.contains(&view.conn)).collect();
             let chosen = (!choked.is_empty()).then(|| choked[rng.random_range(0..choked.len())].conn);
-            if chosen.is_some() {
+            // Also when there is nobody to choose: the time has come and gone.
+            if chosen.is_some() || now >= self.next_optimistic {
                 self.next_optimistic = now + OPTIMISTIC;
             }
             self.replace(&mut out, |state| state.optimistic = chosen);
@@ -279,6 +280,17 @@ mod tests {
         assert!(!same_round.contains('D'), "a round lasts 10 s: {same_round}");
         let next_round = granted(&decide(&mut choker, at(10), &mut views, &mut rng));
         assert!(next_round.contains('e'), "{next_round}");
+    }
+
+    #[test]
+    fn a_round_without_an_optimist_is_over_too() {
+        let mut choker = Choker::new(ChokePolicy::Reciprocal, 4);
+        let mut rng = Pcg64::seed_from_u64(1);
+        for round in 0..8 {
+            let now = at(round * 10);
+            decide(&mut choker, now, &mut peers("A b"), &mut rng);
+            assert!(choker.timeout().is_some_and(|next| next > now), "due again at once after {now:?}");
+        }
     }
 
     #[test]
