@@ -439,6 +439,7 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.have.insert(piece);
         torrent.near_progress_at = self.now;
+        torrent.gained_at = self.now;
         self.moved_at = self.now;
         if torrent.super_seed.is_some() {
             self.dirty.reveal.extend(torrent.members.iter().map(|(conn, _)| (key, conn)));

@@ -38,6 +38,10 @@ pub(crate) struct Torrent {
     pub(crate) crossing: Option<Lead>,
     /// When a piece last came to us or to a near member.
     pub(crate) near_progress_at: Time,
+    /// When a piece last came to us.
+    pub(crate) gained_at: Time,
+    /// Near members said for long that they have what we lack, and nothing came of it: they no longer count.
+    pub(crate) near_fails: bool,
     /// Connected peers that take part.
     pub(crate) members: ConnMap<Member>,
     /// Agents among the members that lack a piece.
@@ -126,6 +130,8 @@ impl Torrent {
             far: Availability::new(&geometry),
             crossing: None,
             near_progress_at: now,
+            gained_at: now,
+            near_fails: false,
             members: ConnMap::default(),
             leechers: 0,
             super_seed: super_seed.then(|| SuperSeed::new(&geometry)),
@@ -161,6 +167,7 @@ impl Torrent {
     /// Whom in other zones a piece may be asked of.
     pub(crate) fn across(&self, piece: PieceIndex) -> Across {
         match self.crossing {
+            Some(_) if self.near_fails => Across::Anyone,
             Some(lead) if self.availability.of(piece) == self.far.of(piece) => {
                 if lead.covers(piece) {
                     Across::Anyone

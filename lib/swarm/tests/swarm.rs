@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Lead, Role};
-use shoal_swarm::wire::{FindPeers, Message, Opened, PeerExchange, WireBlock};
+use shoal_swarm::wire::{Alias, FindPeers, Message, Opened, PeerExchange, WireBlock};
 use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
@@ -145,6 +145,21 @@ fn a_zone_whose_leader_is_lost_goes_on() {
     (2..5).for_each(|node| net.cut(1, node));
     net.cut(1, 0);
     net.run_until("the others complete", 20, |net| (2..5).all(|node| net.is_complete(node)));
+}
+
+#[test]
+fn a_zone_whose_peer_says_it_has_everything_and_gives_nothing_fetches_across() {
+    let mut net = Net::zones(1, 3, 12);
+    net.seed(0);
+    let (digest, geometry) = (net.digest, net.geometry);
+    for node in [2, 3] {
+        net.leech(node);
+        net.connect(node, 0);
+        let (miser, _) = net.connect(1, node);
+        let open = Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) };
+        net.forge(1, miser, open.into());
+    }
+    net.run_until("both complete", 20, |net| [2, 3].iter().all(|&node| net.is_complete(node)));
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::{Time, TorrentKey};
 
 /// How long nothing comes to us nor to our near peers before some of us fetch across.
 const STANDSTILL: Duration = Duration::from_secs(2);
+/// How long nothing comes to us of what near peers say they have before some of us look for it across: they take and do not
+/// give, or lie.
+const NEAR_PATIENCE: Duration = Duration::from_secs(10);
 /// About how many nodes of a zone at a standstill become leaders in a second.
 const VOLUNTEERS: usize = 2;
 
@@ -64,7 +67,7 @@ impl Swarm {
     pub(super) fn near_has(&mut self, key: TorrentKey, piece: PieceIndex, across: Across) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.near_progress_at = self.now;
-        if across != Across::Nobody && torrent.open.contains(piece) {
+        if across != Across::Nobody && torrent.across(piece) == Across::Nobody && torrent.open.contains(piece) {
             self.recount(key, piece, false, |member| member.far && member.gives(across));
         }
     }
@@ -92,21 +95,32 @@ impl Swarm {
         }
     }
 
-    /// Where nothing has come to a zone for a while its leaders are gone: some of those who wait take their place.
+    /// Where nothing has come to a zone for a while its leaders are gone: some of those who wait take their place. So they do
+    /// where near peers have what we lack and give none of it.
     pub(super) fn volunteer(&mut self) {
         if self.me.topology.zone.is_empty() {
             return;
         }
+        let now = self.now;
+        let failed = |torrent: &Torrent| {
+            let near = |piece| torrent.availability.of(piece) > torrent.far.of(piece);
+            !torrent.near_fails && now.since(torrent.gained_at) >= NEAR_PATIENCE && torrent.open.iter().any(near)
+        };
         let stuck = |torrent: &Torrent| {
-            torrent.is_leech()
-                && torrent.crossing != Some(Lead::ALONE)
-                && self.now.since(torrent.near_progress_at) >= STANDSTILL
+            let standstill = now.since(torrent.near_progress_at) >= STANDSTILL;
+            torrent.is_leech() && ((torrent.crossing != Some(Lead::ALONE) && standstill) || failed(torrent))
         };
         let stuck: Vec<_> = self.torrents.iter().filter(|(_, torrent)| stuck(torrent)).map(|(&key, _)| key).collect();
         for key in stuck {
             let near = self.torrents[&key].members.values().filter(|member| !member.far && member.is_leecher()).count();
             if self.rng.random_range(0..=near) < VOLUNTEERS {
-                self.lead(self.now, key, Lead::ALONE);
+                self.lead(now, key, Lead::ALONE);
+                if self.torrents.get(&key).is_some_and(failed)
+                    && let Some(torrent) = self.torrents.get_mut(&key)
+                {
+                    torrent.near_fails = true;
+                    self.recount_far(key);
+                }
             }
         }
     }
