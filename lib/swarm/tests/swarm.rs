@@ -7,7 +7,7 @@ use std::time::Duration;
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Lead, Role};
 use shoal_swarm::wire::{Alias, FindPeers, Message, Opened, PeerExchange, WireBlock};
-use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, TorrentKey, Violation};
+use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, Swarm, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
     net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
@@ -160,6 +160,23 @@ fn a_zone_whose_peer_says_it_has_everything_and_gives_nothing_fetches_across() {
         net.forge(1, miser, open.into());
     }
     net.run_until("both complete", 20, |net| [2, 3].iter().all(|&node| net.is_complete(node)));
+}
+
+#[test]
+fn leaders_that_may_have_few_connections_let_each_other_in() {
+    let config = Config { connections_soft_max: 6, connections_max: 6, ..Config::default() };
+    let mut net = Net::zones(3, 3, 12);
+    let all: Vec<_> = net.nodes.iter().map(|swarm| swarm.me().clone()).collect();
+    for (node, me) in all.iter().enumerate() {
+        net.nodes[node] = Swarm::new(config.clone(), me.clone(), node as u64);
+        let key = net.leech(node);
+        net.nodes[node].lead(net.now, key, Lead::ALONE);
+    }
+    for node in 0..6 {
+        let key = net.nodes[node].key(&net.digest).unwrap();
+        net.nodes[node].add_peers(net.now, key, &all);
+    }
+    net.run_until("they meet", 1, |net| (0..6).all(|node| net.nodes[node].connections() >= 3));
 }
 
 #[test]

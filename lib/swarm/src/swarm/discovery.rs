@@ -148,11 +148,12 @@ impl Swarm {
         self.me.topology.is_far(&peer.topology)
     }
 
-    /// Connections to leave free when others dial us: for our dials under way, and for the far ones of a leader.
+    /// Connections to leave free when others dial us: for our dials under way, and for the far ones of a leader. Half of all
+    /// at most: where everyone keeps every place for those it dials, nobody is let in anywhere.
     pub(super) fn reserved(&self) -> usize {
         let leads = self.torrents.values().any(|torrent| torrent.is_leech() && torrent.crossing.is_some());
         let far = if leads { FAR_DIALS.saturating_sub(self.far.iter().count()) } else { 0 };
-        self.discovery.dialling.len().max(far)
+        self.discovery.dialling.len().max(far).min(self.config.connections_max / 2)
     }
 
     /// Dials for every torrent we lack pieces of.
