@@ -463,6 +463,20 @@ fn connections_stay_within_their_limit() {
 }
 
 #[test]
+fn an_origin_that_comes_back_is_dialled_by_those_who_have_all_the_connections_they_may() {
+    let config = Config { connections_soft_max: 2, connections_max: 2, ..Config::default() };
+    let mut net = Net::with(4, 8, config);
+    net.seed(0);
+    let keys: Vec<_> = (1..4).map(|node| net.leech(node)).collect();
+    for (a, b) in [(1, 2), (2, 3), (3, 1)] {
+        net.connect(a, b);
+    }
+    net.run_for(1);
+    net.nodes[1].add_peers(net.now, keys[0], &[peer(0, Role::Origin)]);
+    net.run_until("the blob came by way of one", 20, |net| (1..4).all(|node| net.is_complete(node)));
+}
+
+#[test]
 fn a_peer_found_by_exchange_is_dialled() {
     let mut net = Net::new(4, 400);
     net.seed(0);

@@ -110,32 +110,28 @@ impl Swarm {
         }
     }
 
-    /// Dials near or far candidates, an origin first, the rest at random, until so many are members or under way.
+    /// Dials near or far candidates, an origin first, the rest at random, until so many are members or under way. An origin
+    /// is never one too many: after it was away everyone is connected to others, and all of them lack the same pieces.
     fn dial_some(&mut self, key: TorrentKey, far: bool, target: usize, room: usize) {
         let torrent = &self.torrents[&key];
         let mut reached = torrent.members.values().filter(|member| member.far == far).count();
         let dialling = self.discovery.dialling.iter().filter(|(_, of)| **of == key);
         let dialled = dialling.filter_map(|(peer, _)| torrent.candidates.get(peer));
         reached += dialled.filter(|peer| self.is_far(peer) == far).count();
-        if reached >= target {
-            return;
-        }
-        let mut ready: Vec<PeerInfo> = torrent
-            .candidates
-            .values()
-            .filter(|peer| {
-                self.is_far(peer) == far
-                    && !self.by_peer.contains_key(&peer.id)
-                    && !self.discovery.dialling.contains_key(&peer.id)
-                    && !self.discovery.is_avoided(&peer.id, self.now)
-            })
-            .cloned()
-            .collect();
-        while reached < target && !ready.is_empty() {
-            if self.conns.len() + self.discovery.dialling.len() >= room && !self.prune() {
+        let is_ready = |peer: &&PeerInfo| {
+            self.is_far(peer) == far
+                && !self.by_peer.contains_key(&peer.id)
+                && !self.discovery.dialling.contains_key(&peer.id)
+                && !self.discovery.is_avoided(&peer.id, self.now)
+        };
+        let concerned = torrent.candidates.values().filter(|peer| reached < target || peer.role == Role::Origin);
+        let mut ready: Vec<PeerInfo> = concerned.filter(is_ready).cloned().collect();
+        while !ready.is_empty() {
+            let origin = ready.iter().position(|peer| peer.role == Role::Origin);
+            let full = self.conns.len() + self.discovery.dialling.len() >= room;
+            if origin.is_none() && (reached >= target || (full && !self.prune())) {
                 return;
             }
-            let origin = ready.iter().position(|peer| peer.role == Role::Origin);
             let index = origin.unwrap_or_else(|| self.rng.random_range(0..ready.len()));
             let peer = ready.swap_remove(index);
             self.discovery.dialling.insert(peer.id, key);
