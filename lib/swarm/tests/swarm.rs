@@ -5,7 +5,7 @@ mod net;
 use std::time::Duration;
 
 use net::{Net, peer};
-use shoal_meta::{Bitfield, Lead, Role};
+use shoal_meta::{Bitfield, Lead, PeerId, PeerInfo, Role};
 use shoal_swarm::wire::{Alias, FindPeers, Message, Opened, PeerExchange, WireBlock};
 use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, Swarm, TorrentKey, Violation};
 
@@ -474,6 +474,27 @@ fn an_origin_that_comes_back_is_dialled_by_those_who_have_all_the_connections_th
     net.run_for(1);
     net.nodes[1].add_peers(net.now, keys[0], &[peer(0, Role::Origin)]);
     net.run_until("the blob came by way of one", 20, |net| (1..4).all(|node| net.is_complete(node)));
+}
+
+#[test]
+fn peers_that_are_made_up_take_no_place_from_those_the_tracker_names() {
+    let mut net = Net::new(3, 8);
+    net.seed(2);
+    let key = net.leech(0);
+    let (_, liar) = net.connect(0, 1);
+    for batch in 0..8u8 {
+        let nobody = |n: u8| PeerInfo {
+            id: PeerId([batch, n, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]),
+            ..peer(9, Role::Origin)
+        };
+        let peers = (0..64).map(nobody).collect();
+        net.forge(1, liar, PeerExchange { digest: net.digest, peers, query: None }.into());
+    }
+    net.run_for(1);
+    let dials = net.events.iter().filter(|(_, event)| matches!(event, Event::Dial(_))).count();
+    assert!(dials <= 128, "{dials} peers that do not exist were dialled");
+    net.nodes[0].add_peers(net.now, key, &[peer(2, Role::Agent)]);
+    net.run_until("complete", 10, |net| net.is_complete(0));
 }
 
 #[test]

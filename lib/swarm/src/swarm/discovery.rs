@@ -68,6 +68,18 @@ impl Swarm {
         self.dial_for(torrent);
     }
 
+    /// A peer says that others take part. That may be made up: it takes half of the room at most, says nothing of peers
+    /// that we know of, and makes nobody an origin.
+    fn hear_of(&mut self, key: TorrentKey, peers: &[PeerInfo]) {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+        for peer in peers.iter().filter(|peer| peer.id != self.me.id) {
+            if torrent.candidates.len() < CANDIDATES_MAX / 2 && !torrent.candidates.contains_key(&peer.id) {
+                torrent.candidates.insert(peer.id, PeerInfo { role: Role::Agent, ..peer.clone() });
+            }
+        }
+        self.dial_for(key);
+    }
+
     /// A dial asked for by `Event::Dial` failed.
     pub fn handle_dial_failed(&mut self, now: Time, peer: PeerId) {
         self.now = now;
@@ -197,7 +209,7 @@ impl Swarm {
     pub(super) fn exchanged(&mut self, conn: ConnIndex, exchange: PeerExchange) {
         let PeerExchange { digest, peers, query } = &exchange;
         if let Some(&key) = self.by_digest.get(digest) {
-            self.add_peers(self.now, key, peers);
+            self.hear_of(key, peers);
         }
         let asker = query.and_then(|query| self.asker(query, digest)).filter(|asker| *asker != conn);
         if let Some(asker) = asker {
