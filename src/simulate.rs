@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 use shoal_kit::{ByteSize, HumanDuration, Rate};
+use shoal_sim::faults::{FaultArgs, run_faults};
 use shoal_sim::{Named, Value, cli};
 
 /// Flags of `shoal sim`.
@@ -31,8 +32,24 @@ pub(crate) struct Args {
 enum Command {
     /// List the scenarios: name, default size, what happens.
     List,
+    /// Play small swarms in which much goes wrong at random, and check that nothing is lost, wrong or stuck.
+    Faults(Faults),
     /// Run a scenario for every combination of some settings' values, and print the figures as a table.
     Sweep(Box<sweep::Args>),
+}
+
+/// Flags of `shoal sim faults`.
+#[derive(ClapArgs)]
+struct Faults {
+    /// How many schedules, one after the other.
+    #[arg(long, default_value_t = 2000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// Play this one alone.
+    #[arg(long, conflicts_with_all = ["seeds", "first_seed"])]
+    seed: Option<u64>,
 }
 
 /// What a scenario is made of; what is left out is as the scenario has it.
@@ -89,6 +106,12 @@ struct Flags {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(Command::List) = &args.command {
         return Ok(cli::list(&mut io::stdout().lock())?);
+    }
+    if let Some(Command::Faults(faults)) = &args.command {
+        let Faults { seeds, first_seed, seed } = *faults;
+        let (first_seed, seeds) = seed.map_or((first_seed, seeds), |seed| (seed, 1));
+        let told = FaultArgs { first_seed, seeds };
+        return Ok(run_faults(told, &mut io::stdout().lock())?);
     }
     pages::ask_for_huge();
     if let Some(Command::Sweep(sweep)) = &args.command {

@@ -15,17 +15,21 @@
 //! - **Tracker**: hears announces, hands out random peers, most of them near, and forgets the dead only when their lease is
 //!   over. **Store**: verifying a piece takes a fixed time. **Origin**: has the blobs, or gets them from upstream piece by
 //!   piece.
-//! - **Faults**: nodes that crash or vanish, nodes that lose all connections at once.
+//! - **Faults**: nodes that crash or vanish and come back, connections that break, parts of the network that do not reach
+//!   each other, processes that stand still, clocks that jump, messages that are late, a tracker that forgets, peers that lie.
+//!   [`schedule`] draws all of it from a seed.
 //!
 //! It must not know how the swarm decides anything: it sees inputs and outputs only.
 
 pub mod cli;
+pub mod faults;
 mod link;
 mod named;
 mod node;
 mod queue;
 mod report;
 mod scenario;
+mod schedule;
 mod settings;
 mod trace;
 mod tracker;
@@ -34,6 +38,7 @@ mod world;
 
 pub use named::{Named, NoSuchName, Size};
 pub use report::{GroupReport, Percentiles, Report};
-pub use scenario::{Arrivals, Fault, FaultKind, Group, Rates, Scenario, ScenarioError, Zones};
+pub use scenario::{Arrivals, Bug, Fault, FaultKind, Group, Lie, Part, Rates, Scenario, ScenarioError, Zones};
+pub use schedule::schedule;
 pub use settings::{SettingError, Value};
 pub use world::run;

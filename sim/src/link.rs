@@ -48,6 +48,10 @@ pub(crate) struct Link {
     pub(crate) far: bool,
     /// When the last block that left each end is in: the next begins to leave then.
     pub(crate) clear_at: [Time; 2],
+    /// When the last thing that came late is in at each end: nothing overtakes it.
+    pub(crate) late_at: [Time; 2],
+    /// Which life of the node that dialled it belongs to.
+    pub(crate) life: u32,
 }
 
 /// What one end of a connection knows.
@@ -62,8 +66,9 @@ pub(crate) enum End {
 }
 
 impl Link {
-    pub(crate) fn dial(from: u32, to: u32, far: bool) -> Self {
-        Self { nodes: [from, to], ends: [End::Handshake; 2], far, clear_at: [Time::ZERO; 2] }
+    pub(crate) fn dial(from: u32, to: u32, far: bool, life: u32) -> Self {
+        let (ends, never) = ([End::Handshake; 2], [Time::ZERO; 2]);
+        Self { nodes: [from, to], ends, far, clear_at: never, late_at: never, life }
     }
 
     /// Which end a node is at.

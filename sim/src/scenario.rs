@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 use shoal_meta::{Geometry, GeometryError};
+use shoal_swarm::Time;
 
 /// Most agents of one scenario.
 const NODES_MAX: u32 = 100_000;
@@ -49,6 +50,8 @@ pub struct Scenario {
     pub swarm: shoal_swarm::Config,
     /// Whether each agent has a reader that takes each blob in order, as an HTTP body does.
     pub readers: bool,
+    /// A bug put into the world on purpose, to see that the checks find it.
+    pub bug: Option<Bug>,
     /// Checks the swarms' invariants and the simulation's own after each event, and panics when one is broken.
     pub check_invariants: bool,
     /// Virtual time after which the run ends, complete or not; `None`: far past any sensible end.
@@ -68,6 +71,38 @@ pub struct Group {
     pub arrivals: Arrivals,
     /// Whether they serve others. One that does not takes all the same.
     pub gives: bool,
+    /// How they lie, if they do. Whether a liar completes is its own affair.
+    pub lies: Option<Lie>,
+}
+
+/// How a peer means harm. All the rest of it is as an honest one's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// Half of the blocks it sends are wrong.
+    BadBlocks,
+    /// It says that it has every piece.
+    BogusHaves,
+    /// What it says of torrents fits nothing: other cuts, pieces outside the blob, names that stand for nothing.
+    BadBitfields,
+    /// It grants and takes back at once, and never sends what it was asked for.
+    EndlessChokes,
+    /// It sends a block now and then, late, and some of them wrong.
+    SlowDrip,
+    /// It sends whatever messages there are as fast as it may.
+    Flood,
+    /// It names peers that do not exist, and real ones at wrong addresses.
+    PeerPoison,
+}
+
+/// A bug of the world, not of the swarm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// The store takes every piece for verified.
+    SkipVerification,
+    /// One Have in eight gets lost.
+    LoseHave,
+    /// A node that comes back commits what it had committed.
+    CommitTwice,
 }
 
 /// The rates of a node's two links, in payload bytes per second.
@@ -110,7 +145,7 @@ pub struct Fault {
     pub kind: FaultKind,
 }
 
-/// What can go wrong at a node.
+/// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// The process dies; its peers' connections break at once.
@@ -119,6 +154,40 @@ pub enum FaultKind {
     Vanish,
     /// All its connections break; it goes on.
     CutConnections,
+    /// One that crashed or vanished comes back, with its disk or an empty one.
+    Return {
+        /// Whether the pieces on its disk are still there, to be checked again.
+        disk: bool,
+    },
+    /// Its process stands still for so long; what comes in waits.
+    Pause(Duration),
+    /// Its clock jumps forward by so much.
+    Jump(Duration),
+    /// For a while what it sends and what is sent to it takes up to so much longer, at random.
+    Lag {
+        /// The most that a message is late.
+        by: Duration,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Nothing gets from some nodes to some others for a while; what they send meanwhile comes when that is over, or their
+    /// connections have timed out before. The fault's own node does not matter.
+    Part(Part),
+    /// The tracker forgets everyone; its agents tell it again when they next announce. The fault's own node does not matter.
+    Amnesia,
+}
+
+/// Who cannot reach whom, and for how long. Node `n` is bit `n`; nodes above 63 are in neither set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// From these nodes,
+    pub from: u64,
+    /// to these.
+    pub to: u64,
+    /// And back: whether these cannot reach those either.
+    pub both_ways: bool,
+    /// For how long.
+    pub lasts: Duration,
 }
 
 /// Says why a scenario cannot be simulated.
@@ -147,6 +216,41 @@ pub enum ScenarioError {
     FaultyNode(u32),
 }
 
+impl FaultKind {
+    /// Sets the random draws of one kind apart from those of others.
+    fn number(self) -> u64 {
+        match self {
+            Self::Crash => 0,
+            Self::Vanish => 1,
+            Self::CutConnections => 2,
+            Self::Return { .. } => 3,
+            Self::Pause(_) => 4,
+            Self::Jump(_) => 5,
+            Self::Lag { .. } => 6,
+            Self::Part(_) => 7,
+            Self::Amnesia => 8,
+        }
+    }
+
+    /// How long after it happens it is over; `None` for what a run does not wait for.
+    pub(crate) fn lasts(self) -> Option<Duration> {
+        match self {
+            Self::Crash | Self::Vanish | Self::CutConnections => None,
+            Self::Return { .. } | Self::Jump(_) | Self::Amnesia => Some(Duration::ZERO),
+            Self::Pause(lasts) | Self::Lag { lasts, .. } | Self::Part(Part { lasts, .. }) => Some(lasts),
+        }
+    }
+}
+
+impl Part {
+    /// Tells whether nothing gets from one node to another.
+    pub(crate) fn cuts(&self, from: u32, to: u32) -> bool {
+        let is_in = |set: u64, node: u32| set.checked_shr(node).is_some_and(|set| set & 1 == 1);
+        let cuts = |from, to| is_in(self.from, from) && is_in(self.to, to);
+        cuts(from, to) || (self.both_ways && cuts(to, from))
+    }
+}
+
 impl Rates {
     /// The same rate both ways.
     #[must_use]
@@ -173,7 +277,7 @@ impl Scenario {
             piece_length: None,
             block_length: None,
             seed: 1,
-            groups: vec![Group { name: "all", nodes, rates, arrivals: Arrivals::default(), gives: true }],
+            groups: vec![Group { name: "all", nodes, rates, arrivals: Arrivals::default(), gives: true, lies: None }],
             origin_rates: rates,
             upstream_rate: None,
             latency: Duration::from_micros(250),
@@ -186,6 +290,7 @@ impl Scenario {
             lease: Duration::from_secs(30),
             swarm: shoal_swarm::Config::default(),
             readers: false,
+            bug: None,
             check_invariants: false,
             time_limit: None,
         }
@@ -232,7 +337,7 @@ impl Scenario {
     /// Adds a fault at this share of the agents, chosen at random, each at a random time up to `within`; the kinds take
     /// turns.
     pub fn add_random_faults(&mut self, kinds: &[FaultKind], share: f64, within: Duration) {
-        let kind = kinds.first().map_or(0, |kind| *kind as u64);
+        let kind = kinds.first().map_or(0, |kind| kind.number());
         let mut rng = Pcg64::seed_from_u64(self.seed ^ 0x5eed_fa17 ^ kind << 40);
         let mut agents: Vec<u32> = (1..=self.nodes()).collect();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a u32")]
@@ -241,6 +346,24 @@ impl Scenario {
             let node = agents.swap_remove(rng.random_range(0..agents.len()));
             self.faults.push(Fault { at: within.mul_f64(rng.random_range(0.0..1.0)), node, kind });
         }
+    }
+
+    /// Whether more goes wrong than that nodes are lost: then what changes slowly is looked at too.
+    pub(crate) fn is_rough(&self) -> bool {
+        self.faults.iter().any(|fault| fault.kind.lasts().is_some())
+            || self.honest() < self.nodes()
+            || self.bug.is_some()
+    }
+
+    /// How many of the agents are no liars.
+    pub(crate) fn honest(&self) -> u32 {
+        self.groups.iter().filter(|group| group.lies.is_none()).map(|group| group.nodes).sum()
+    }
+
+    /// When the last fault is over that a run waits for.
+    pub(crate) fn faults_until(&self) -> Time {
+        let over = self.faults.iter().filter_map(|fault| Some(fault.at + fault.kind.lasts()?));
+        Time::ZERO + over.max().unwrap_or_default()
     }
 
     /// How many zones there are.

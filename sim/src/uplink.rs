@@ -115,6 +115,14 @@ impl Uplink {
         Some(flow)
     }
 
+    /// What a connection is to send may begin to leave now: the block before it is in at last.
+    pub(crate) fn resume(&mut self, now: Time, conn: u32) {
+        self.count(now);
+        for flow in self.flows.iter_mut().filter(|flow| flow.outgoing.conn == conn && flow.began > now) {
+            flow.began = now;
+        }
+    }
+
     /// A connection is gone: what it had to send is void. Gives the messages that waited.
     pub(crate) fn forget(&mut self, now: Time, conn: u32) -> Vec<u32> {
         self.count(now);

@@ -1,20 +1,24 @@
 //! The simulated world: delivers what happens, one event at a time, and drains the swarms it touched.
 //!
 //! This file holds the state and the loop. `agents` is what nodes, tracker and origin do, `traffic` moves messages and
-//! blocks, `connect` makes and breaks connections, `check` holds the invariants of checked mode, `outcome` the figures.
+//! blocks, `connect` makes and breaks connections, `mishap` is what goes wrong, `lie` what liars say, `check` holds the
+//! invariants of checked mode, `watch` those over time, `outcome` the figures.
 
 mod agents;
 mod check;
 mod connect;
+mod lie;
+mod mishap;
 mod outcome;
 mod traffic;
+mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
-use shoal_meta::{BlockRef, Digest, Geometry, Lead, PieceIndex};
+use shoal_meta::{BlockRef, Digest, Geometry, Lead, PeerId, PieceIndex};
 use shoal_swarm::wire::{Alias, Message};
 use shoal_swarm::{Event, Time, TorrentKey};
 use slab::Slab;
@@ -24,7 +28,7 @@ use crate::link::{Downlink, Link};
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::report::Report;
-use crate::scenario::{FaultKind, Scenario, ScenarioError};
+use crate::scenario::{Scenario, ScenarioError};
 use crate::trace::Trace;
 use crate::tracker::Tracker;
 use check::Check;
@@ -55,7 +59,7 @@ enum Happening {
     /// An agent wants the blobs.
     Arrive(u32),
     /// An agent's announce of a blob reaches the tracker, and its question for metainfo the origin.
-    Announce { node: u32, blob: u32 },
+    Announce { node: u32, blob: u32, life: u32 },
     /// The answers to an announce reach the agent.
     Answer { node: u32, answer: u32 },
     /// A crashed agent's lease at the tracker is over.
@@ -77,15 +81,27 @@ enum Happening {
     /// A socket has taken a block from the swarm at one end of a connection.
     Buffered { conn: u32, end: u8, block: BlockRef },
     /// A block reaches one end of a connection.
-    Block { conn: u32, end: u8, alias: Alias, block: BlockRef },
-    /// A piece is verified and on disk.
-    Verified { node: u32, torrent: TorrentKey, piece: PieceIndex },
+    Block { conn: u32, end: u8, alias: Alias, block: BlockRef, good: bool },
+    /// The store has verified a piece: its bytes are good, and on disk, or not.
+    Verified { node: u32, life: u32, torrent: TorrentKey, piece: PieceIndex, good: bool },
+    /// What an earlier life left of a blob is checked.
+    Rechecked { node: u32, life: u32, blob: u32 },
     /// A node's time-out.
     Wake(u32),
     /// The next piece of a blob reaches the origin from upstream.
-    Upstream { blob: u32 },
+    Upstream { blob: u32, life: u32 },
     /// The hashes of this many pieces of a blob reach the agents.
     Known { blob: u32, known: u32 },
+    /// A part of the network is whole again, by its fault's place in the list.
+    Heal(u32),
+    /// A process that stood still goes on.
+    Resume(u32),
+    /// A connection across a part has timed out, if that lasts.
+    TimedOut { conn: u32 },
+    /// A liar speaks out of turn.
+    Lie(u32),
+    /// Checked mode looks at what changes slowly.
+    Look,
 }
 
 struct World<'a> {
@@ -100,6 +116,8 @@ struct World<'a> {
     answers: Slab<Answer>,
     nodes: Vec<Node>,
     links: Vec<Link>,
+    /// Whom a dial was meant for that finds another, or nobody.
+    dials: BTreeMap<u32, PeerId>,
     zones: Vec<Zone>,
     rng: Pcg64,
     trace: Trace,
@@ -108,6 +126,14 @@ struct World<'a> {
     touched: Vec<u32>,
     /// When upstream has sent what was asked of it so far.
     upstream_free_at: Time,
+    /// Parts of the network that are cut off now, by their faults' places in the list.
+    parts: Vec<u32>,
+    /// What waits at an end of a connection until a part heals, in order.
+    held: BTreeMap<(u32, u8), VecDeque<Happening>>,
+    /// Until when faults that a run waits for last.
+    faults_until: Time,
+    /// Nobody who lacks a piece can get it any more.
+    hopeless: bool,
     /// Agents that have neither completed nor crashed.
     waiting: u32,
     crashed: u32,
@@ -168,13 +194,18 @@ impl<'a> World<'a> {
             answers: Slab::new(),
             nodes: std::iter::once(Node::origin(scenario, geometries)).chain(agents).collect(),
             links: Vec::new(),
+            dials: BTreeMap::new(),
             zones: scenario.zones.map(|zones| (0..zones.count).map(|_| zone(zones.rate)).collect()).unwrap_or_default(),
             rng: Pcg64::seed_from_u64(scenario.seed),
             trace: Trace::new(),
             check: scenario.check_invariants.then(Check::default),
             touched: Vec::new(),
             upstream_free_at: Time::ZERO,
-            waiting: scenario.nodes(),
+            parts: Vec::new(),
+            held: BTreeMap::new(),
+            faults_until: scenario.faults_until(),
+            hopeless: false,
+            waiting: scenario.honest(),
             crashed: 0,
             blocks: 0,
             message_count: 0,
@@ -189,7 +220,7 @@ impl<'a> World<'a> {
         let limit = self.scenario.time_limit.unwrap_or(ample + come.max().unwrap_or_default());
         let mut rounds = 0;
         self.drain_touched();
-        while let Some(at) = self.queue.next_due().filter(|at| *at <= Time::ZERO + limit && self.waiting > 0) {
+        while let Some(at) = self.queue.next_due().filter(|at| *at <= Time::ZERO + limit && self.goes_on()) {
             rounds = if at == self.now { rounds + 1 } else { 0 };
             assert!(rounds < ROUNDS_MAX, "time stands still at {at:?}, seed {}", self.scenario.seed);
             assert!(at >= self.now, "time goes back from {:?} to {at:?}", self.now);
@@ -205,21 +236,15 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, happening: Happening) {
+        let Some(happening) = self.put_off(happening) else { return };
         let (from, to, kind) = self.describe(happening);
         self.trace.record(self.now, from, to, kind);
         match happening {
             Happening::Arrive(node) => self.arrive(node),
-            Happening::Announce { node, blob } => self.announced(node, blob),
+            Happening::Announce { node, blob, life } => self.announced(node, blob, life),
             Happening::Answer { node, answer } => self.answered(node, answer),
             Happening::LeaseEnd(node) => self.end_lease(node),
-            Happening::Fault(index) => {
-                let fault = self.scenario.faults[index as usize];
-                match fault.kind {
-                    FaultKind::Crash => self.die(fault.node, Duration::ZERO),
-                    FaultKind::Vanish => self.die(fault.node, connect::CONNECTION_TIMEOUT),
-                    FaultKind::CutConnections => self.cut_connections(fault.node),
-                }
-            }
+            Happening::Fault(index) => self.go_wrong(index),
             Happening::Dial { conn } => self.dialled(conn),
             Happening::DialFailed { conn } => self.dial_failed(conn),
             Happening::Connected { conn } => self.connected(conn),
@@ -227,11 +252,27 @@ impl<'a> World<'a> {
             Happening::Message { conn, end, message } => self.message(conn, usize::from(end), message),
             Happening::Uplink(node) => self.uplink(node),
             Happening::Buffered { conn, end, block } => self.buffered(conn, usize::from(end), block),
-            Happening::Block { conn, end, alias, block } => self.block(conn, usize::from(end), alias, block),
-            Happening::Verified { node, torrent, piece } => self.verified(node, torrent, piece),
+            Happening::Block { conn, end, alias, block, good } => {
+                self.block(conn, usize::from(end), alias, block, good)
+            }
+            Happening::Verified { node, life, torrent, piece, good } => {
+                if life == self.nodes[node as usize].life {
+                    self.verified(node, torrent, piece, good);
+                }
+            }
+            Happening::Rechecked { node, life, blob } => {
+                if life == self.nodes[node as usize].life {
+                    self.rechecked(node, blob);
+                }
+            }
             Happening::Wake(node) => self.wake(node),
-            Happening::Upstream { blob } => self.upstream(blob),
+            Happening::Upstream { blob, life } => self.upstream(blob, life),
             Happening::Known { blob, known } => self.hashes_known(blob, known),
+            Happening::Heal(index) => self.heal(index),
+            Happening::Resume(node) => self.resume(node),
+            Happening::TimedOut { conn } => self.time_out(conn),
+            Happening::Lie(node) => self.lie(node),
+            Happening::Look => self.look(),
         }
     }
 
@@ -245,7 +286,7 @@ impl<'a> World<'a> {
         let at = |node: u32, kind: u32| (node, node, kind);
         match happening {
             Happening::Arrive(node) => at(node, 1),
-            Happening::Announce { node, blob } => at(node, 2 | blob << 8),
+            Happening::Announce { node, blob, .. } => at(node, 2 | blob << 8),
             Happening::Answer { node, .. } => at(node, 3),
             Happening::LeaseEnd(node) => at(node, 4),
             Happening::Fault(index) => at(self.scenario.faults[index as usize].node, 5),
@@ -257,7 +298,13 @@ impl<'a> World<'a> {
             Happening::Block { conn, end, block, .. } => between(ends(conn, end), 11 | block.piece.get() << 8),
             Happening::Verified { node, piece, .. } => at(node, 12 | piece.get() << 8),
             Happening::Wake(node) => at(node, 13),
-            Happening::Upstream { blob } => at(ORIGIN, 14 | blob << 8),
+            Happening::Upstream { blob, .. } => at(ORIGIN, 14 | blob << 8),
+            Happening::Rechecked { node, blob, .. } => at(node, 17 | blob << 8),
+            Happening::Heal(index) => at(ORIGIN, 18 | index << 8),
+            Happening::Resume(node) => at(node, 19),
+            Happening::TimedOut { conn } => between(ends(conn, 0), 20),
+            Happening::Lie(node) => at(node, 21),
+            Happening::Look => at(ORIGIN, 22),
             Happening::Known { known, .. } => at(ORIGIN, 15 | known << 8),
             Happening::Buffered { conn, end, block } => between(ends(conn, end), 16 | block.piece.get() << 8),
             Happening::Message { conn, end, message } => {
@@ -269,12 +316,13 @@ impl<'a> World<'a> {
     fn wake(&mut self, node: u32) {
         let state = &mut self.nodes[node as usize];
         // One that was put off or brought forward is stale.
-        if !state.is_live() || state.wake_at != Some(self.now) {
+        if !state.is_live() || state.wake_at.is_none_or(|at| at > self.now) {
             return;
         }
         state.wake_at = None;
-        if state.swarm.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
-            state.swarm.handle_timeout(self.now);
+        let now = state.clock(self.now);
+        if state.swarm.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            state.swarm.handle_timeout(now);
         }
         self.touch(node);
     }
@@ -293,7 +341,8 @@ impl<'a> World<'a> {
         let mut touched = std::mem::take(&mut self.touched);
         for node in touched.drain(..) {
             self.nodes[node as usize].touched = false;
-            if self.nodes[node as usize].is_live() {
+            let state = &self.nodes[node as usize];
+            if state.is_live() && state.paused_until <= self.now {
                 self.drain(node);
             }
         }
@@ -317,9 +366,9 @@ impl<'a> World<'a> {
         }
         let state = &mut self.nodes[node as usize];
         if let Some((at, _)) = state.swarm.poll_timeout()
+            && let at = self.now + at.since(state.clock(self.now))
             && state.wake_at.is_none_or(|pending| at < pending)
         {
-            let at = at.max(self.now);
             state.wake_at = Some(at);
             self.queue.push_at(at, Happening::Wake(node));
         }
@@ -334,12 +383,15 @@ impl<'a> World<'a> {
             Event::Dial(peer) => self.dial(node, &peer),
             Event::Disconnect { conn, reason } => self.disconnect(node, conn, reason),
             Event::PieceReceived { torrent, piece } => {
-                self.push_after(self.scenario.verify_delay, Happening::Verified { node, torrent, piece });
+                let state = &mut self.nodes[node as usize];
+                let (life, good) = (state.life, !state.wrong.remove(&(torrent, piece)));
+                let verified = Happening::Verified { node, life, torrent, piece, good };
+                self.push_after(self.scenario.verify_delay, verified);
             }
             Event::TorrentWanted(digest) => return self.reopen(node, &digest),
             Event::TorrentIdle(torrent) => {
                 let state = &mut self.nodes[node as usize];
-                state.swarm.close(self.now, torrent);
+                state.swarm.close(state.clock(self.now), torrent);
                 if let Some(blob) = state.blob_of(torrent) {
                     state.blobs[blob].torrent = None;
                 }
@@ -347,10 +399,14 @@ impl<'a> World<'a> {
             }
             Event::FindTorrent { digest, query } => {
                 let held = self.holds(node, &digest).is_some();
-                self.nodes[node as usize].swarm.handle_find_answer(self.now, query, digest, held);
+                let state = &mut self.nodes[node as usize];
+                state.swarm.handle_find_answer(state.clock(self.now), query, digest, held);
                 return true;
             }
-            Event::PieceDropped { .. } | Event::Banned(_) => {}
+            Event::PieceDropped { torrent, piece } => {
+                self.nodes[node as usize].wrong.remove(&(torrent, piece));
+            }
+            Event::Banned(_) => {}
         }
         false
     }

@@ -6,9 +6,10 @@ use rand::RngExt as _;
 use shoal_meta::{Bitfield, Digest, PieceIndex};
 use shoal_swarm::{OpenTorrent, TorrentKey};
 
-use super::{Answer, Blob, Happening, ORIGIN, World, slot};
+use super::{Answer, Happening, ORIGIN, World, slot};
 use crate::link::transfer_time;
 use crate::node::State;
+use crate::scenario::Bug;
 
 impl World<'_> {
     pub(super) fn begin(&mut self) {
@@ -17,7 +18,8 @@ impl World<'_> {
             if self.scenario.upstream_rate.is_none() {
                 let state = &mut self.blobs[blob];
                 state.known = state.geometry.piece_count();
-                self.nodes[ORIGIN as usize].blobs[blob].have = Bitfield::full(&state.geometry);
+                let held = &mut self.nodes[ORIGIN as usize].blobs[blob];
+                (held.have, held.committed) = (Bitfield::full(&state.geometry), true);
             }
             self.open(ORIGIN, blob, self.blobs[blob].known);
         }
@@ -33,6 +35,9 @@ impl World<'_> {
         for (index, fault) in (0u32..).zip(&self.scenario.faults) {
             self.queue.push_at(self.now + fault.at, Happening::Fault(index));
         }
+        if self.check.is_some() && self.scenario.is_rough() {
+            self.look();
+        }
     }
 
     pub(super) fn arrive(&mut self, node: u32) {
@@ -42,26 +47,29 @@ impl World<'_> {
         }
         state.state = State::Live;
         state.arrived_at = self.now;
+        if state.lies.is_some() {
+            self.push_after(self.scenario.latency, Happening::Lie(node));
+        }
         self.ask_for_more(node);
     }
 
     /// Asks for the next blobs in order, as many as an agent fetches at a time.
-    fn ask_for_more(&mut self, node: u32) {
+    pub(super) fn ask_for_more(&mut self, node: u32) {
         let state = &mut self.nodes[node as usize];
-        let from = state.begun;
+        let (from, life) = (state.begun, state.life);
         state.begun = self.blobs.len().min(state.whole + self.scenario.parallel);
         for blob in from..state.begun {
-            self.push_after(self.scenario.latency, Happening::Announce { node, blob: slot(blob) });
+            self.push_after(self.scenario.latency, Happening::Announce { node, blob: slot(blob), life });
         }
     }
 
-    pub(super) fn announced(&mut self, node: u32, blob: u32) {
+    pub(super) fn announced(&mut self, node: u32, blob: u32, life: u32) {
         let state = &mut self.blobs[blob as usize];
         if self.scenario.upstream_rate.is_some() && !state.begun {
             state.begun = true;
             self.fetch_next(blob);
         }
-        if self.nodes[node as usize].is_live() {
+        if self.nodes[node as usize].is_live() && self.nodes[node as usize].life == life {
             let state = &mut self.blobs[blob as usize];
             let zone = self.nodes[node as usize].zone;
             let (peers, lead) = state.tracker.announce(node, zone, self.scenario.handout_max, &mut self.rng);
@@ -83,9 +91,9 @@ impl World<'_> {
         let state = &mut self.nodes[node as usize];
         if let Some(torrent) = state.blobs[blob as usize].torrent {
             if let Some(lead) = lead {
-                state.swarm.lead(self.now, torrent, lead);
+                state.swarm.lead(state.clock(self.now), torrent, lead);
             }
-            state.swarm.add_peers(self.now, torrent, &infos);
+            state.swarm.add_peers(state.clock(self.now), torrent, &infos);
         }
         self.touch(node);
         // A short handout is that of a young swarm: more have come soon.
@@ -93,16 +101,20 @@ impl World<'_> {
         let interval = self.scenario.announce_interval;
         let again = if peers.len() > self.scenario.handout_max { interval } else { held.announce_again.min(interval) };
         held.announce_again = again * 2;
-        self.push_after(again, Happening::Announce { node, blob });
+        let life = self.nodes[node as usize].life;
+        self.push_after(again, Happening::Announce { node, blob, life });
     }
 
     pub(super) fn end_lease(&mut self, node: u32) {
+        if self.nodes[node as usize].is_live() {
+            return;
+        }
         let zone = self.nodes[node as usize].zone;
         self.blobs.iter_mut().for_each(|blob| blob.tracker.expire(node, zone));
     }
 
     /// Opens a blob's torrent at a node, with what its store holds.
-    fn open(&mut self, node: u32, blob: usize, known: u32) {
+    pub(super) fn open(&mut self, node: u32, blob: usize, known: u32) {
         let Self { nodes, blobs, scenario, now, .. } = self;
         let (state, blob) = (&mut nodes[node as usize], (&blobs[blob], blob));
         let held = &mut state.blobs[blob.1];
@@ -112,12 +124,18 @@ impl World<'_> {
             have: held.have.clone(),
             known,
             wanted: Bitfield::full(&blob.0.geometry),
-            super_seed: node == ORIGIN,
+            super_seed: node == ORIGIN && !(state.life > 0 && held.have.is_full()),
         };
-        held.torrent = state.swarm.open(*now, open);
+        let now = *now + state.ahead;
+        held.torrent = state.swarm.open(now, open);
         let first = blob.0.geometry.piece(0).filter(|_| scenario.readers && node != ORIGIN && !held.have.is_full());
         if let (Some(torrent), Some(first)) = (held.torrent, first) {
-            held.reader = state.swarm.add_reader(*now, torrent, first).map(|reader| (reader, 0));
+            held.reader = state.swarm.add_reader(now, torrent, first).map(|reader| (reader, 0));
+        }
+        if !held.left.is_empty() {
+            let (life, blob) = (state.life, slot(blob.1));
+            let delay = scenario.verify_delay * held.left.count();
+            self.push_after(delay, Happening::Rechecked { node, life, blob });
         }
     }
 
@@ -138,25 +156,32 @@ impl World<'_> {
     }
 
     /// The origin asks upstream for the next piece of a blob, behind what it asked for before.
-    fn fetch_next(&mut self, blob: u32) {
-        let Blob { geometry, known, .. } = &self.blobs[blob as usize];
-        let (Some(next), Some(rate)) = (geometry.piece(*known), self.scenario.upstream_rate) else { return };
+    pub(super) fn fetch_next(&mut self, blob: u32) {
+        let (geometry, origin) = (self.blobs[blob as usize].geometry, &self.nodes[ORIGIN as usize]);
+        let missing = origin.blobs[blob as usize].have.first_missing(0);
+        let next = missing.and_then(|missing| geometry.piece(missing));
+        let (Some(next), Some(rate), life) = (next, self.scenario.upstream_rate, origin.life) else { return };
         let delay = transfer_time(u64::from(geometry.length_of(next)), rate);
         self.upstream_free_at = self.upstream_free_at.max(self.now) + delay;
-        self.queue.push_at(self.upstream_free_at, Happening::Upstream { blob });
+        self.queue.push_at(self.upstream_free_at, Happening::Upstream { blob, life });
     }
 
-    pub(super) fn upstream(&mut self, blob: u32) {
+    pub(super) fn upstream(&mut self, blob: u32, life: u32) {
         let (origin, state) = (&mut self.nodes[ORIGIN as usize], &mut self.blobs[blob as usize]);
-        let Some(piece) = state.geometry.piece(state.known).filter(|_| origin.is_live()) else { return };
-        state.known += 1;
         let held = &mut origin.blobs[blob as usize];
+        let missing = held.have.first_missing(0).filter(|_| origin.state == State::Live && origin.life == life);
+        let Some(piece) = missing.and_then(|missing| state.geometry.piece(missing)) else { return };
+        state.known = state.known.max(piece.get() + 1);
         held.have.insert(piece);
         if let Some(torrent) = held.torrent {
-            origin.swarm.set_known(self.now, torrent, state.known);
-            origin.swarm.add_piece(self.now, torrent, piece);
+            let now = self.now + origin.ahead;
+            origin.swarm.set_known(now, torrent, state.known);
+            origin.swarm.add_piece(now, torrent, piece);
         }
         let known = state.known;
+        if held.have.is_full() {
+            self.commit(ORIGIN, blob as usize);
+        }
         self.touch(ORIGIN);
         self.push_after(self.scenario.latency, Happening::Known { blob, known });
         self.fetch_next(blob);
@@ -165,32 +190,87 @@ impl World<'_> {
     pub(super) fn hashes_known(&mut self, blob: u32, known: u32) {
         for node in 1..=self.scenario.nodes() {
             let state = &mut self.nodes[node as usize];
-            if let (true, Some(torrent)) = (state.is_live(), state.blobs[blob as usize].torrent) {
-                state.swarm.set_known(self.now, torrent, known);
+            if state.paused_until > self.now {
+                let until = state.paused_until;
+                self.queue.push_at(until, Happening::Known { blob, known });
+            } else if let (true, Some(torrent)) = (state.is_live(), state.blobs[blob as usize].torrent) {
+                state.swarm.set_known(state.clock(self.now), torrent, known);
                 self.touch(node);
             }
         }
     }
 
-    pub(super) fn verified(&mut self, node: u32, torrent: TorrentKey, piece: PieceIndex) {
+    pub(super) fn verified(&mut self, node: u32, torrent: TorrentKey, piece: PieceIndex, good: bool) {
         let state = &mut self.nodes[node as usize];
         let Some(blob) = state.blob_of(torrent).filter(|_| state.is_live()) else { return };
-        state.swarm.handle_verified(self.now, torrent, piece, true);
-        state.blobs[blob].have.insert(piece);
+        let passes = good || self.scenario.bug == Some(Bug::SkipVerification);
+        state.swarm.handle_verified(state.clock(self.now), torrent, piece, passes);
+        if !passes {
+            self.touch(node);
+            return;
+        }
+        if !good {
+            state.blobs[blob].rotten.insert(piece);
+        }
+        self.had(node, blob, torrent, piece);
+    }
+
+    /// A piece is verified and on disk.
+    fn had(&mut self, node: u32, blob: usize, torrent: TorrentKey, piece: PieceIndex) {
+        let state = &mut self.nodes[node as usize];
+        if state.blobs[blob].have.insert(piece) && self.check.is_some() {
+            self.note_had(node, blob, piece);
+        }
+        let state = &mut self.nodes[node as usize];
         if (blob, piece.get()) == (0, 0) {
             state.first_at = Some(self.now);
         }
         self.move_reader(node, blob, torrent);
-        let state = &mut self.nodes[node as usize];
-        if state.blobs[blob].have.is_full() {
+        let held = &self.nodes[node as usize].blobs[blob];
+        if held.have.is_full() && !held.committed {
+            self.touch(node);
+            self.commit(node, blob);
+            if node == ORIGIN {
+                return;
+            }
+            let state = &mut self.nodes[node as usize];
             state.whole += 1;
             if state.whole == state.blobs.len() {
                 state.completed_at = Some(self.now);
-                self.waiting -= 1;
+                self.waiting -= u32::from(state.lies.is_none());
             }
             self.ask_for_more(node);
         }
         self.touch(node);
+    }
+
+    /// The whole blob is checked and kept.
+    pub(super) fn commit(&mut self, node: u32, blob: usize) {
+        if self.check.is_some() {
+            self.check_commit(node, blob);
+        }
+        self.nodes[node as usize].blobs[blob].committed = true;
+    }
+
+    /// What an earlier life left of a blob is verified: it is as good as a piece that comes another way.
+    pub(super) fn rechecked(&mut self, node: u32, blob: u32) {
+        let (blob, now) = (blob as usize, self.now);
+        let state = &mut self.nodes[node as usize];
+        let held = &mut state.blobs[blob];
+        let Some(torrent) = held.torrent.filter(|_| state.state == State::Live) else { return };
+        let left = std::mem::replace(&mut held.left, Bitfield::empty(&self.blobs[blob].geometry));
+        for piece in left.iter() {
+            let held = &mut self.nodes[node as usize].blobs[blob];
+            if held.have.contains(piece) {
+                continue;
+            }
+            if self.scenario.bug != Some(Bug::SkipVerification) && held.rotten.remove(&piece) {
+                continue;
+            }
+            let state = &mut self.nodes[node as usize];
+            state.swarm.add_piece(state.clock(now), torrent, piece);
+            self.had(node, blob, torrent, piece);
+        }
     }
 
     fn move_reader(&mut self, node: u32, blob: usize, torrent: TorrentKey) {
@@ -199,7 +279,7 @@ impl World<'_> {
         let Some((reader, at)) = held.reader else { return };
         match held.have.first_missing(at).and_then(|missing| self.blobs[blob].geometry.piece(missing)) {
             Some(missing) if missing.get() != at => {
-                state.swarm.move_reader(self.now, torrent, reader, missing);
+                state.swarm.move_reader(self.now + state.ahead, torrent, reader, missing);
                 held.reader = Some((reader, missing.get()));
             }
             Some(_) => {}

@@ -8,30 +8,43 @@ use shoal_swarm::{ConnId, DisconnectReason};
 use super::traffic::side;
 use super::{Happening, ORIGIN, World};
 use crate::link::{End, Link};
-use crate::node::{State, node_of};
+use crate::node::{State, node_at, node_of};
 
 /// How long until the peers of a machine that is gone notice.
 pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long until one who dials gives up, where nobody answers at all.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl World<'_> {
     /// Sets out: SYN, SYN-ACK and Hello take three ways to the node dialled.
     pub(super) fn dial(&mut self, node: u32, peer: &PeerInfo) {
         let conn = u32::try_from(self.links.len()).expect("fewer than 2^32 dials in a run");
-        let to = node_of(&peer.id);
-        let far = self.nodes[node as usize].zone != self.nodes[to as usize].zone;
-        self.links.push(Link::dial(node, to, far));
-        self.push_after(self.latency_of(conn) * 3, Happening::Dial { conn });
+        // Where nobody is, or another than the one meant: its Hello says so, and that takes no longer.
+        let there = node_at(&peer.address).filter(|&at| at != node && (at as usize) < self.nodes.len());
+        let to = there.unwrap_or(node);
+        let from = &self.nodes[node as usize];
+        self.links.push(Link::dial(node, to, from.zone != self.nodes[to as usize].zone, from.life));
+        if there.is_none() || node_of(&peer.id) != to || peer.id != self.nodes[to as usize].swarm.me().id {
+            self.dials.insert(conn, peer.id);
+            self.push_after(DIAL_TIMEOUT, Happening::DialFailed { conn });
+        } else {
+            self.push_after(self.latency_of(conn) * 3, Happening::Dial { conn });
+        }
     }
 
     /// Arrives: the node dialled is connected, and its Hello takes one more way back.
     pub(super) fn dialled(&mut self, conn: u32) {
+        let [from, to] = self.links[conn as usize].nodes;
+        if self.is_cut(from, to) {
+            self.push_after(DIAL_TIMEOUT, Happening::DialFailed { conn });
+            return;
+        }
         let link = &mut self.links[conn as usize];
-        let [from, to] = link.nodes;
         if link.ends[1] == End::Closed || !self.nodes[to as usize].is_live() {
             self.push_after(self.latency_of(conn), Happening::DialFailed { conn });
             return;
         }
-        if !self.nodes[from as usize].is_live() {
+        if !self.nodes[from as usize].is_live() || self.nodes[from as usize].life != link.life {
             link.ends = [End::Closed; 2];
             return;
         }
@@ -39,7 +52,8 @@ impl World<'_> {
         link.ends[1] = End::Open;
         self.push_after(self.latency_of(conn), Happening::Connected { conn });
         let peer = self.nodes[from as usize].swarm.me().clone();
-        self.nodes[to as usize].swarm.handle_connected(self.now, ConnId(u64::from(conn)), peer, false);
+        let state = &mut self.nodes[to as usize];
+        state.swarm.handle_connected(state.clock(self.now), ConnId(u64::from(conn)), peer, false);
         self.touch(to);
     }
 
@@ -55,19 +69,27 @@ impl World<'_> {
             self.dial_failed(conn);
             return;
         }
-        link.ends[0] = End::Open;
+        if self.is_cut(to, from) {
+            self.push_after(DIAL_TIMEOUT, Happening::DialFailed { conn });
+            self.push_closed(conn, 1, CONNECTION_TIMEOUT);
+            return;
+        }
+        self.links[conn as usize].ends[0] = End::Open;
         let peer = self.nodes[to as usize].swarm.me().clone();
-        self.nodes[from as usize].swarm.handle_connected(self.now, ConnId(u64::from(conn)), peer, true);
+        let state = &mut self.nodes[from as usize];
+        state.swarm.handle_connected(state.clock(self.now), ConnId(u64::from(conn)), peer, true);
         self.touch(from);
     }
 
     pub(super) fn dial_failed(&mut self, conn: u32) {
         let link = &mut self.links[conn as usize];
-        link.ends = [End::Closed; 2];
-        let [from, to] = link.nodes;
-        let peer = self.nodes[to as usize].swarm.me().id;
-        if self.nodes[from as usize].is_live() {
-            self.nodes[from as usize].swarm.handle_dial_failed(self.now, peer);
+        // One that answered and was not heard learns of it by itself.
+        link.ends = link.ends.map(|end| if end == End::Open { end } else { End::Closed });
+        let ([from, to], life) = (link.nodes, link.life);
+        let peer = self.dials.remove(&conn).unwrap_or(self.nodes[to as usize].swarm.me().id);
+        let state = &mut self.nodes[from as usize];
+        if state.is_live() && state.life == life {
+            state.swarm.handle_dial_failed(state.clock(self.now), peer);
             self.touch(from);
         }
     }
@@ -75,7 +97,7 @@ impl World<'_> {
     /// A swarm closes a connection: it forgets it at once, the other end learns of it later.
     pub(super) fn disconnect(&mut self, node: u32, conn: ConnId, reason: DisconnectReason) {
         if self.check.is_some() {
-            self.check_disconnect(node, reason);
+            self.check_disconnect(node, conn, reason);
         }
         *self.disconnects.entry(format!("{reason:?}")).or_default() += 1;
         let conn = u32::try_from(conn.0).unwrap_or(u32::MAX);
@@ -89,12 +111,13 @@ impl World<'_> {
         let node = self.open_end(conn, end);
         self.close_end(conn, end);
         if let Some(node) = node {
-            self.nodes[node as usize].swarm.handle_disconnected(self.now, ConnId(u64::from(conn)));
+            let state = &mut self.nodes[node as usize];
+            state.swarm.handle_disconnected(state.clock(self.now), ConnId(u64::from(conn)));
             self.touch(node);
         }
     }
 
-    /// A node is gone for good; its peers notice after a while.
+    /// A node is gone; its peers notice after a while.
     pub(super) fn die(&mut self, node: u32, notice: Duration) {
         let state = &mut self.nodes[node as usize];
         if state.state == State::Dead {
@@ -103,8 +126,9 @@ impl World<'_> {
         let lacks = state.completed_at.is_none();
         state.state = State::Dead;
         if node != ORIGIN {
-            self.crashed += u32::from(lacks);
-            self.waiting -= u32::from(lacks);
+            let counts = u32::from(lacks && state.is_honest());
+            self.crashed += counts;
+            self.waiting -= counts;
             self.push_after(self.scenario.lease, Happening::LeaseEnd(node));
         }
         for (conn, end) in self.ends_at(node) {
@@ -124,7 +148,7 @@ impl World<'_> {
     }
 
     /// The connections a node has or is making, and which end it is at.
-    fn ends_at(&self, node: u32) -> Vec<(u32, usize)> {
+    pub(super) fn ends_at(&self, node: u32) -> Vec<(u32, usize)> {
         let at_node = (0u32..).zip(&self.links).filter(|(_, link)| link.nodes.contains(&node));
         at_node
             .map(|(conn, link)| (conn, link.end_of(node)))

@@ -10,10 +10,11 @@ use smallvec::smallvec;
 
 use super::{Happening, World, message_kind, slot};
 use crate::link::{End, control_length};
+use crate::scenario::Lie;
 use crate::uplink::{Flow, Outgoing};
 
 /// When a block is in that nobody takes.
-const NEVER: Time = Time::from_nanos(u64::MAX);
+pub(super) const NEVER: Time = Time::from_nanos(u64::MAX);
 
 impl World<'_> {
     pub(super) fn transmit(&mut self, node: u32, transmit: Transmit) {
@@ -23,7 +24,9 @@ impl World<'_> {
         if link.ends[end] != End::Open {
             return;
         }
-        match transmit.frame {
+        let clear_at = link.clear_at[end];
+        let Some(frame) = self.twist(node, transmit.frame) else { return };
+        match frame {
             // Without an allowance of a free rider's nobody can ask it for anything.
             Frame::Control(Message::Unchoke { .. }) if !self.nodes[node as usize].gives => {}
             Frame::Control(message) => {
@@ -46,7 +49,7 @@ impl World<'_> {
                 if self.check.is_some() {
                     self.check_sent(node, torrent, block.piece);
                 }
-                let (outgoing, clear_at) = (Outgoing { conn, torrent, block }, link.clear_at[end]);
+                let outgoing = Outgoing { conn, torrent, block };
                 if self.nodes[node as usize].up.push(self.now, outgoing, clear_at) {
                     self.begun(outgoing, end);
                 }
@@ -55,9 +58,9 @@ impl World<'_> {
         }
     }
 
-    fn send_message(&mut self, conn: u32, end: usize, message: u32) {
-        let to = 1 - end;
-        self.push_after(self.latency_of(conn), Happening::Message { conn, end: side(to), message });
+    pub(super) fn send_message(&mut self, conn: u32, end: usize, message: u32) {
+        let happening = Happening::Message { conn, end: side(1 - end), message };
+        self.push_sent(conn, 1 - end, self.now, happening);
     }
 
     pub(super) fn message(&mut self, conn: u32, end: usize, message: u32) {
@@ -69,9 +72,16 @@ impl World<'_> {
             if number > 0 {
                 self.trace.record(self.now, from, node, message_kind(&message));
             }
+            self.note_arrived(conn, end);
+            if self.is_lost(&message) {
+                continue;
+            }
+            if self.check.is_some() {
+                self.note_told(conn, end, &message);
+            }
             let state = &mut self.nodes[node as usize];
             state.down.control(self.now, control_length(&message));
-            state.swarm.handle_message(self.now, ConnId(u64::from(conn)), message);
+            state.swarm.handle_message(state.clock(self.now), ConnId(u64::from(conn)), message);
             self.touch(node);
         }
     }
@@ -86,7 +96,8 @@ impl World<'_> {
 
     pub(super) fn buffered(&mut self, conn: u32, end: usize, block: BlockRef) {
         if let Some(node) = self.open_end(conn, end) {
-            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), block);
+            let state = &mut self.nodes[node as usize];
+            state.swarm.handle_block_sent(state.clock(self.now), ConnId(u64::from(conn)), block);
             self.touch(node);
         }
     }
@@ -94,7 +105,7 @@ impl World<'_> {
     pub(super) fn uplink(&mut self, node: u32) {
         let state = &mut self.nodes[node as usize];
         // One that was brought forward is stale.
-        if !state.is_live() || state.up.due != Some(self.now) {
+        if !state.is_live() || state.up.due.is_none_or(|due| due > self.now) {
             return;
         }
         state.up.due = None;
@@ -109,16 +120,15 @@ impl World<'_> {
         let Outgoing { conn, torrent, block } = flow.outgoing;
         let end = self.links[conn as usize].end_of(node);
         let receiver = self.links[conn as usize].nodes[1 - end];
-        let in_at = self.carry(node, receiver, flow.began, u64::from(block.length));
+        let good = self.is_good(node, torrent, block.piece);
+        let arrival = Happening::Block { conn, end: side(1 - end), alias: torrent.alias(), block, good };
+        let cut = self.is_cut(node, receiver) || self.is_cut(receiver, node);
+        let in_at = if cut { NEVER } else { self.carry(node, receiver, flow.began, u64::from(block.length)) };
         if in_at < NEVER {
-            let arrival = Happening::Block { conn, end: side(1 - end), alias: torrent.alias(), block };
-            let latency = self.latency_of(conn);
-            // A receiver that is free has it after a fixed delay, which is cheaper to keep.
-            if in_at == self.now {
-                self.push_after(latency, arrival);
-            } else {
-                self.queue.push_at(in_at + latency, arrival);
-            }
+            self.push_sent(conn, 1 - end, in_at, arrival);
+        } else if cut {
+            // It waits in the sockets, and what comes behind it too.
+            self.push_after(self.latency_of(conn), arrival);
         }
         for message in flow.messages {
             self.send_message(conn, end, message);
@@ -128,7 +138,8 @@ impl World<'_> {
             self.begun(next, end);
         }
         if !self.scenario.sockets_buffer {
-            self.nodes[node as usize].swarm.handle_block_sent(self.now, ConnId(u64::from(conn)), block);
+            let state = &mut self.nodes[node as usize];
+            state.swarm.handle_block_sent(state.clock(self.now), ConnId(u64::from(conn)), block);
             self.touch(node);
         }
     }
@@ -156,9 +167,12 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn block(&mut self, conn: u32, end: usize, alias: Alias, block: BlockRef) {
+    pub(super) fn block(&mut self, conn: u32, end: usize, alias: Alias, block: BlockRef, good: bool) {
         self.blocks += 1;
         let Some(node) = self.open_end(conn, end) else { return };
+        if self.nodes[node as usize].lies == Some(Lie::Flood) {
+            return;
+        }
         if self.check.is_some() {
             self.check_block(conn, end, alias, block);
         }
@@ -166,11 +180,26 @@ impl World<'_> {
         let length = u64::from(block.length);
         state.received_bytes += length;
         let header = BlockHeader { alias, block: block.into() };
-        match state.swarm.handle_block(self.now, ConnId(u64::from(conn)), header) {
-            Ok(BlockOutcome::Accepted { .. }) => {}
+        match state.swarm.handle_block(state.clock(self.now), ConnId(u64::from(conn)), header) {
+            Ok(BlockOutcome::Accepted { torrent, block }) => {
+                if !good {
+                    state.wrong.insert((torrent, block.piece));
+                }
+            }
             Ok(BlockOutcome::Duplicate) | Err(_) => state.duplicate_bytes += length,
         }
         self.touch(node);
+    }
+
+    /// Something that is in at a time, latency aside, gets to one end of a connection.
+    fn push_sent(&mut self, conn: u32, to: usize, in_at: Time, happening: Happening) {
+        let (latency, at) = (self.latency_of(conn), self.late(conn, to, in_at));
+        // A receiver that is free has it after a fixed delay, which is cheaper to keep.
+        if at == self.now {
+            self.push_after(latency, happening);
+        } else {
+            self.queue.push_at(at + latency, happening);
+        }
     }
 
     /// One way between the ends of a connection.
