@@ -463,6 +463,23 @@ fn connections_stay_within_their_limit() {
 }
 
 #[test]
+fn an_origin_that_goes_to_make_room_leaves_no_place_more_than_may_be() {
+    let config = Config { connections_soft_max: 2, connections_max: 2, ..Config::default() };
+    let mut net = Net::with(5, 4, config);
+    (1..5).for_each(|node| {
+        net.leech(node);
+    });
+    for (dialler, listener) in [(2, 1), (3, 1), (1, 0)] {
+        net.connect(dialler, listener);
+    }
+    net.run_for(6);
+    assert_eq!(net.nodes[1].connections(), 3, "two, and the origin");
+    net.connect(4, 1);
+    net.run_for(1);
+    assert!(net.nodes[1].connections() <= 2);
+}
+
+#[test]
 fn an_origin_that_comes_back_is_dialled_by_those_who_have_all_the_connections_they_may() {
     let config = Config { connections_soft_max: 2, connections_max: 2, ..Config::default() };
     let mut net = Net::with(4, 8, config);

@@ -60,8 +60,11 @@ impl Swarm {
         // Our own dials under way have their room: in a crowd that comes at once the first are dialled by everyone, and
         // would refuse each other.
         let reserved = if dialled { 0 } else { self.reserved() };
-        if !origin && self.conns.len() + reserved >= self.config.connections_max && !self.prune() {
-            return Err(DisconnectReason::Surplus);
+        // More than one may have to go: with an origin there is one more than may be, and it may be what goes.
+        while !origin && self.conns.len() + reserved >= self.config.connections_max {
+            if !self.prune() {
+                return Err(DisconnectReason::Surplus);
+            }
         }
         self.conns.vacant().ok_or(DisconnectReason::Surplus)
     }
