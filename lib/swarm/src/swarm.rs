@@ -17,19 +17,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
-use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role};
 
 use crate::choker::Choker;
-use crate::connection::{Connection, Remote};
+use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote};
 use crate::dense::{ConnIds, ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate, Usual};
 use crate::sorted::SortedMap;
-use crate::torrent::{Member, Reader, Torrent};
+use crate::torrent::{CANDIDATES_MAX, CONTESTED_MAX, Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
     Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
 };
 use discovery::Discovery;
+use upload::QUEUE_MAX;
 
 /// Blocks given to the driver and not yet reported sent, at most, per connection; only a fast one has more than two.
 pub const SEND_WINDOW_BLOCKS: usize = 16;
@@ -505,6 +506,7 @@ impl Swarm {
                 assert!(active.holders().contains(&at), "{at:?} holds {block:?}");
             }
         }
+        self.check_limits();
         assert_eq!(self.slots_used, self.conns.values().map(|conn| conn.up.slots).sum::<u64>(), "upload slots");
         for (key, torrent) in self.torrents.iter() {
             assert_eq!(self.by_digest.get(&torrent.digest), Some(key));
@@ -527,6 +529,28 @@ impl Swarm {
                 assert!(!orphan || torrent.begun.contains(piece), "piece {piece:?} of {key:?} is asked of nobody");
             }
         }
+    }
+
+    /// Whatever peers do, what we hold for them stays within its limits.
+    fn check_limits(&self) {
+        let origins = self.conns.values().filter(|conn| conn.dialled && conn.peer.role == Role::Origin).count();
+        assert!(self.conns.len() <= self.config.connections_max + origins, "{} connections", self.conns.len());
+        let (requested, unverified) = (self.requested_bytes, self.unverified_bytes);
+        let longest =
+            self.torrents.values().map(|torrent| u64::from(torrent.geometry.piece_length())).max().unwrap_or(0);
+        // A second source may be asked for a late piece, without room; and a piece goes out when a byte is free.
+        let most = self.config.inflight_bytes_max.max(longest) + longest * (CONTESTED_MAX as u64 + 1);
+        assert!(requested + unverified <= most, "{requested} bytes requested and {unverified} not verified");
+        for conn in self.conns.values() {
+            assert!(conn.remotes.len() <= REMOTES_MAX, "{} torrents opened by a peer", conn.remotes.len());
+            assert!(conn.remote_bytes <= REMOTE_BITFIELD_BYTES_MAX, "{} bytes of bitfields", conn.remote_bytes);
+            assert!(conn.up.queue.len() <= QUEUE_MAX, "{} blocks queued for a peer", conn.up.queue.len());
+        }
+        for torrent in self.torrents.values() {
+            let origins = torrent.candidates.values().filter(|peer| peer.role == Role::Origin).count();
+            assert!(torrent.candidates.len() <= CANDIDATES_MAX + origins, "{} candidates", torrent.candidates.len());
+        }
+        self.discovery.check_limits();
     }
 
     /// The alias under which a peer opened a digest that is not open here.

@@ -14,6 +14,8 @@ use crate::{Config, OpenTorrent, ReaderId, Time};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
 pub(crate) const CANDIDATES_MAX: usize = 256;
+/// Late pieces asked of a second peer at a time.
+pub(crate) const CONTESTED_MAX: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Torrent {
@@ -213,7 +215,6 @@ impl Torrent {
     /// sooner than before it.
     pub(crate) fn late(&self, now: Time) -> Vec<PieceIndex> {
         const PATIENCE_MIN: Duration = Duration::from_millis(250);
-        const CONTESTED_MAX: usize = 8;
         let factor = if self.is_endgame() { 2 } else { 6 };
         let patience = (self.piece_time.unwrap_or(Duration::from_secs(1)) * factor).max(PATIENCE_MIN);
         let room = CONTESTED_MAX.saturating_sub(self.begun.len());

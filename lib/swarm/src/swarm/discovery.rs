@@ -46,6 +46,12 @@ impl Discovery {
         self.banned.get(peer).is_some_and(|until| now < *until)
     }
 
+    /// Panics when more is remembered than may be.
+    pub(super) fn check_limits(&self) {
+        assert!(self.backoff.len() <= GRUDGES_MAX && self.banned.len() <= GRUDGES_MAX, "grudges");
+        assert!(self.queries.len() <= QUERIES_MAX, "{} searches", self.queries.len());
+    }
+
     pub(super) fn forget(&mut self, key: TorrentKey) {
         self.dialling.retain(|_, of| *of != key);
     }

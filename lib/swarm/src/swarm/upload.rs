@@ -11,7 +11,7 @@ use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
 /// Blocks one peer may have waiting here.
-const QUEUE_MAX: usize = 8192;
+pub(super) const QUEUE_MAX: usize = 8192;
 /// The driver has twice what a connection sends in this time. With more, less can still be cancelled; with less, each block
 /// of a fast connection costs a round through the driver.
 const SEND_TIME: Duration = Duration::from_millis(2);
