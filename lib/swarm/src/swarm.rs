@@ -301,6 +301,12 @@ impl Swarm {
 
     /// The next thing to do.
     pub fn poll_event(&mut self) -> Option<Event> {
+        // A leecher may have come since a torrent was idle.
+        let leechers = |key: &TorrentKey| self.torrents.get(key).is_none_or(|torrent| torrent.leechers > 0);
+        let stale = |event: &Event| matches!(event, Event::TorrentIdle(key) if leechers(key));
+        while self.events.front().is_some_and(stale) {
+            self.events.pop_front();
+        }
         self.events.pop_front()
     }
 

@@ -560,6 +560,22 @@ fn a_seeder_without_leechers_becomes_idle() {
 }
 
 #[test]
+fn a_torrent_that_a_leecher_joins_before_anyone_acts_is_not_idle() {
+    let mut net = Net::new(2, 4);
+    net.seed(0);
+    let (_, conn) = net.connect(1, 0);
+    let (digest, geometry) = (net.digest, net.geometry);
+    net.run_for(59);
+    let late = net.now + Duration::from_secs(2);
+    net.nodes[0].handle_timeout(late);
+    let open = Opened { alias: Alias(0), digest, geometry, have: Bitfield::empty(&geometry) };
+    net.nodes[0].handle_message(late, conn, open.into());
+    while let Some(event) = net.nodes[0].poll_event() {
+        assert!(!matches!(event, Event::TorrentIdle(_)), "it would be closed before the leecher's eyes");
+    }
+}
+
+#[test]
 fn a_wanted_torrent_that_is_not_open_is_named() {
     let mut net = Net::new(2, 4);
     net.leech(1);
