@@ -56,6 +56,8 @@ pub(crate) struct Down {
     pub(crate) rate: Rate,
     /// How often the peer was snubbed since it last sent a block.
     pub(crate) snubs: u32,
+    /// How many pieces it granted and then refused since.
+    pub(crate) refusals: u32,
 }
 
 /// The half that takes pieces to the peer.
@@ -143,6 +145,7 @@ impl Default for Down {
             progress_at: Time::ZERO,
             rate: Rate::default(),
             snubs: 0,
+            refusals: 0,
         }
     }
 }

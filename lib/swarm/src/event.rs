@@ -98,7 +98,7 @@ pub enum DisconnectReason {
     BadPiece,
     /// There is another connection to the same peer.
     Duplicate,
-    /// The peer owed us blocks and sent none, again and again.
+    /// The peer owed us blocks and sent none, or granted pieces and refused them, again and again.
     Snubbed,
     /// We have too many connections and this one is the least useful.
     Surplus,

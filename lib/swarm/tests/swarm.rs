@@ -368,6 +368,28 @@ fn a_peer_that_never_sends_is_given_up() {
 }
 
 #[test]
+fn a_peer_that_grants_and_refuses_again_and_again_is_given_up() {
+    let mut net = Net::new(2, 1);
+    net.leech(1);
+    let (liar, _) = net.connect(0, 1);
+    let (digest, geometry) = (net.digest, net.geometry);
+    let blocks: Vec<WireBlock> = geometry.pieces().flat_map(|piece| geometry.blocks(piece)).map(Into::into).collect();
+    net.forge(0, liar, Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into());
+    let count = |net: &Net, what: fn(&Message) -> bool| {
+        let said =
+            net.sent.iter().filter(|(from, _, frame)| *from == 1 && matches!(frame, Frame::Control(m) if what(m)));
+        said.count()
+    };
+    for round in 0..8 {
+        net.run_until("it wants the piece", 1, |net| count(net, |m| matches!(m, Message::Interested)) > round);
+        net.forge(0, liar, Message::Unchoke { pieces: 1 });
+        net.run_until("it asks", 1, |net| count(net, |m| matches!(m, Message::Request { .. })) > round);
+        net.forge(0, liar, Message::Reject { alias: Alias(7), blocks: blocks.clone() });
+    }
+    net.run_until("given up", 1, |net| net.disconnects.contains(&(1, 0, DisconnectReason::Snubbed)));
+}
+
+#[test]
 fn a_peer_that_vanished_is_granted_no_second_slot() {
     let mut net = Net::with(3, 400, Config { upload_slots: 1, ..Config::default() });
     net.seed(0);

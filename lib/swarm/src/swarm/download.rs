@@ -18,6 +18,9 @@ use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Vio
 const DEPTH_MAX: u32 = 256;
 /// After this many snubs in a row without a block a peer is given up.
 const SNUBS_MAX: u32 = 3;
+/// After this many pieces granted and refused without a block a peer is given up: who grants soonest and refuses would be
+/// asked for the last piece again and again, before those who have it.
+const REFUSALS_MAX: u32 = 8;
 
 impl Swarm {
     pub(super) fn unchoked(&mut self, conn: ConnIndex, pieces: u32) -> Result<(), Violation> {
@@ -205,6 +208,7 @@ impl Swarm {
         let torrent = self.torrents.get_mut(&key).ok_or(Violation::UnknownAlias)?;
         let (named, block) = (block, block.check(&torrent.geometry).ok_or(Violation::OutOfRange)?);
         state.down.snubs = 0;
+        state.down.refusals = 0;
         state.down.progress_at = self.now;
         let length = u64::from(block.length);
         // A block is as good for the request in flight as for one taken back before: the other answer is still to come.
@@ -332,10 +336,16 @@ impl Swarm {
             let block = block.check(&geometry).ok_or(Violation::OutOfRange)?;
             let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
             if state.down.inflight.remove(&(key, block)) {
+                state.down.refusals += 1;
+                let refusals = state.down.refusals;
                 self.requested_bytes -= u64::from(block.length);
                 // Some of the piece is refused: take the rest back too, so that it goes to one peer as a whole.
                 self.cancel(conn, key, |other| other.piece == block.piece);
                 self.lose_holder(conn, key, block.piece);
+                if refusals >= REFUSALS_MAX {
+                    self.give_up(conn);
+                    return Ok(());
+                }
             }
         }
         self.retry_holding();
@@ -428,13 +438,18 @@ impl Swarm {
         self.retry_holding();
     }
 
+    /// Leaves a peer alone that keeps none of what it promises.
+    fn give_up(&mut self, conn: ConnIndex) {
+        let Some(peer) = self.conns.get(conn).map(|state| state.peer.id) else { return };
+        self.disconnect(conn, DisconnectReason::Snubbed);
+        self.back_off(peer);
+    }
+
     fn snub(&mut self, conn: ConnIndex) {
         let Some(state) = self.conns.get_mut(conn) else { return };
         state.down.snubs += 1;
         if state.down.snubs >= SNUBS_MAX {
-            let peer = state.peer.id;
-            self.disconnect(conn, DisconnectReason::Snubbed);
-            self.back_off(peer);
+            self.give_up(conn);
             return;
         }
         let keys = state.shared.clone();
