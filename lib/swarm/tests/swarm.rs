@@ -598,6 +598,19 @@ fn a_torrent_that_a_leecher_joins_before_anyone_acts_is_not_idle() {
 }
 
 #[test]
+fn two_seeders_do_not_open_a_torrent_to_each_other_for_ever() {
+    let mut net = Net::new(2, 4);
+    net.seed(0);
+    net.seed(1);
+    let (conn, _) = net.connect(0, 1);
+    net.run_for(1);
+    let (digest, geometry) = (net.digest, net.geometry);
+    net.forge(0, conn, Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into());
+    net.run_for(1);
+    assert!(net.sent.len() < 10, "{}", net.transcript());
+}
+
+#[test]
 fn a_wanted_torrent_that_is_not_open_is_named() {
     let mut net = Net::new(2, 4);
     net.leech(1);

@@ -45,10 +45,12 @@ impl Swarm {
     }
 
     /// Opens a torrent at a peer and joins it there: when we look for pieces and may get them there, or the peer has
-    /// opened it, under this alias, and may get them here.
+    /// opened it, under this alias, and may get them here. Two who have it whole have nothing to open: each would answer the
+    /// other, for ever.
     pub(super) fn meet(&mut self, conn: ConnIndex, key: TorrentKey, alias: Option<Alias>, looking: bool) {
-        let seeks = self.seeks(conn, key);
-        if (looking && seeks) || alias.is_some_and(|alias| seeks || self.is_leecher(conn, alias)) {
+        let (seeks, leech) = (self.seeks(conn, key), self.torrents[&key].is_leech());
+        let joins = |alias| (seeks && (leech || self.lacks(conn, alias))) || self.is_leecher(conn, alias);
+        if (looking && seeks) || alias.is_some_and(joins) {
             self.send_open(conn, key);
             if let Some(alias) = alias {
                 self.attach(conn, alias, key);
@@ -58,9 +60,13 @@ impl Swarm {
 
     /// Tells whether a peer is an agent that lacks pieces of a torrent it opened and that is not open here.
     fn is_leecher(&self, conn: ConnIndex, alias: Alias) -> bool {
-        let state = &self.conns[conn];
+        self.conns[conn].peer.role == Role::Agent && self.lacks(conn, alias)
+    }
+
+    /// Tells whether a peer did not say that it has all of a torrent that it opened and that is not open here.
+    fn lacks(&self, conn: ConnIndex, alias: Alias) -> bool {
         let lacks = |remote: &Remote| matches!(remote, Remote::Waiting(waiting) if !waiting.have.is_full());
-        state.peer.role == Role::Agent && state.remotes.get(&alias).is_some_and(lacks)
+        self.conns[conn].remotes.get(&alias).is_some_and(lacks)
     }
 
     /// A near member got a piece: it need not be fetched across any more, as it was until now.
