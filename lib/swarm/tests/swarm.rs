@@ -560,6 +560,29 @@ fn without_a_tracker_neighbours_are_asked_who_has_the_blob() {
 }
 
 #[test]
+fn a_peer_that_searches_without_end_takes_no_room_from_those_who_search() {
+    let mut net = Net::new(4, 8);
+    net.seed(0);
+    let (flooder, _) = net.connect(1, 0);
+    let (asker, _) = net.connect(2, 0);
+    net.connect(3, 0);
+    let search = |query| FindPeers { digest: shoal_meta::Digest::sha256_of(b"another"), hops: 2, query }.into();
+    (0..5000).for_each(|query| net.forge(1, flooder, search(query)));
+    net.run_for(1);
+    let passed_on = |net: &Net| {
+        let on = |(from, to, frame): &&(usize, usize, Frame)| {
+            (*from, *to) == (0, 3) && matches!(frame, Frame::Control(Message::FindPeers(_)))
+        };
+        net.sent.iter().filter(on).count()
+    };
+    assert!(passed_on(&net) <= 64, "{}", passed_on(&net));
+    let before = passed_on(&net);
+    net.forge(2, asker, search(9999));
+    net.run_for(1);
+    assert_eq!(passed_on(&net), before + 1);
+}
+
+#[test]
 fn tit_for_tat_completes_too() {
     let config = Config { choke_policy: ChokePolicy::Reciprocal, ..Config::default() };
     let mut net = Net::with(6, 100, config);

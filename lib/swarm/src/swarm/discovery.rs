@@ -24,6 +24,8 @@ const SEARCH_NEIGHBOURS: usize = 8;
 const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Searches of others remembered, to drop repeats and carry answers back.
 const QUERIES_MAX: usize = 1024;
+/// Of those, from one peer: one that floods us takes no room from the others, and is not answered at their cost.
+const QUERIES_PER_PEER_MAX: usize = 64;
 /// Bans and back-offs remembered.
 const GRUDGES_MAX: usize = 4096;
 /// A connection younger than this is not pruned: its torrents may be about to open.
@@ -269,6 +271,10 @@ impl Swarm {
             if self.discovery.queries.len() >= QUERIES_MAX {
                 return false;
             }
+        }
+        let of_peer = |(of, _, until): &&(Option<ConnId>, Digest, Time)| *of == asker && now < *until;
+        if asker.is_some() && self.discovery.queries.values().filter(of_peer).count() >= QUERIES_PER_PEER_MAX {
+            return false;
         }
         let until = now + SEARCH_INTERVAL * 4;
         let entry = self.discovery.queries.entry(query);
