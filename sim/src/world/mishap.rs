@@ -14,7 +14,7 @@ use super::traffic::NEVER;
 use super::{Happening, ORIGIN, World, slot};
 use crate::link::End;
 use crate::node::State;
-use crate::scenario::{Fault, FaultKind, Part};
+use crate::scenario::{Bug, Fault, FaultKind, Part};
 use crate::tracker::Tracker;
 
 /// The share of those that come back with their disk of which a piece was torn by the crash.
@@ -82,11 +82,13 @@ impl World<'_> {
             self.ask_for_more(node);
         }
         self.touch(node);
-        if self.scenario.bug == Some(crate::scenario::Bug::CommitTwice) {
-            let whole = |(_, held): &(usize, &crate::node::Holding)| held.committed;
-            let again: Vec<_> =
-                self.nodes[node as usize].blobs.iter().enumerate().filter(whole).map(|(b, _)| b).collect();
-            again.into_iter().for_each(|blob| self.commit(node, blob));
+        if self.nodes[node as usize].lies.is_some() {
+            self.push_after(self.scenario.latency, Happening::Lie(node));
+        }
+        for blob in 0..self.blobs.len() {
+            if self.scenario.bug == Some(Bug::CommitTwice) && self.nodes[node as usize].blobs[blob].committed {
+                self.commit(node, blob);
+            }
         }
     }
 
