@@ -332,6 +332,8 @@ impl Download {
                 Err(error) => tracing::debug!(digest = %self.digest, %error, "no metainfo from the origin"),
             }
             self.link.send_replace(Link::Away);
+            // Peers may have what the origin said before.
+            torrent.find_metainfo();
             sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
@@ -355,7 +357,13 @@ impl Download {
                         return;
                     }
                 }
-                Ok(Some(Update::Complete) | None) => return,
+                Ok(Some(Update::Complete(seal))) => {
+                    if !seal.is_empty() {
+                        node.keep_seal(&self.digest, seal).await;
+                    }
+                    return;
+                }
+                Ok(None) => return,
                 Err(error) => {
                     if let OriginError::Upstream(error) = &error {
                         origins.heed(&self.access(), error);

@@ -110,8 +110,8 @@ pub(crate) struct Feed {
 enum Updates {
     /// As they come from the origin.
     Streamed(Box<Streaming<MetainfoUpdate>>),
-    /// All of them are at hand: every hash, until it is taken, and that this is all.
-    Gathered(Option<Vec<PieceHash>>),
+    /// All of them are at hand: every hash, until it is taken, and the seal.
+    Gathered(Option<Vec<PieceHash>>, Vec<u8>),
 }
 
 /// What a [`Feed`] brings after its header.
@@ -124,8 +124,8 @@ pub(crate) enum Update {
         /// One hash for each piece.
         hashes: Vec<PieceHash>,
     },
-    /// The origin has checked the whole blob.
-    Complete,
+    /// The origin has checked the whole blob. Its seal on all of this; empty without certificates.
+    Complete(Vec<u8>),
 }
 
 impl Origins {
@@ -342,8 +342,9 @@ impl Feed {
     pub(crate) async fn next(&mut self) -> Result<Option<Update>, OriginError> {
         let updates = match &mut self.updates {
             Updates::Streamed(updates) => updates,
-            Updates::Gathered(hashes) => {
-                let rest = hashes.take().map_or(Update::Complete, |hashes| Update::Hashes { first: 0, hashes });
+            Updates::Gathered(hashes, seal) => {
+                let end = || Update::Complete(std::mem::take(seal));
+                let rest = hashes.take().map_or_else(end, |hashes| Update::Hashes { first: 0, hashes });
                 return Ok(Some(rest));
             }
         };
@@ -361,7 +362,7 @@ impl Feed {
                 let hashes_list = list.iter().map(|hash| PieceHash(*hash)).collect();
                 Ok(Some(Update::Hashes { first: hashes.first_piece, hashes: hashes_list }))
             }
-            Some(Wire::Complete(_)) => Ok(Some(Update::Complete)),
+            Some(Wire::Complete(complete)) => Ok(Some(Update::Complete(complete.seal))),
             Some(Wire::Header(_)) | None => Err(OriginError::Away),
         }
     }
@@ -370,23 +371,23 @@ impl Feed {
     pub(crate) async fn gathered(mut self) -> Result<Option<Self>, OriginError> {
         let pieces = self.geometry.map_or(0, |geometry| geometry.piece_count() as usize);
         let mut all = Vec::new();
-        loop {
+        let seal = loop {
             match self.next().await? {
                 Some(Update::Hashes { first, hashes })
                     if first as usize == all.len() && hashes.len() <= pieces - all.len() =>
                 {
                     all.extend(hashes);
                 }
-                Some(Update::Complete) if all.len() == pieces => break,
-                Some(Update::Hashes { .. } | Update::Complete) | None => return Ok(None),
+                Some(Update::Complete(seal)) if all.len() == pieces => break seal,
+                Some(Update::Hashes { .. } | Update::Complete(_)) | None => return Ok(None),
             }
-        }
-        Ok(Some(Self { updates: Updates::Gathered(Some(all)), ..self }))
+        };
+        Ok(Some(Self { updates: Updates::Gathered(Some(all), seal), ..self }))
     }
 
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
-        Self { geometry: None, peer: None, updates: Updates::Gathered(None) }
+        Self { geometry: None, peer: None, updates: Updates::Gathered(None, Vec::new()) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::Stream;
-use shoal_identity::{Part, only};
+use shoal_identity::{Identity, Part, only};
 use shoal_meta::{Digest, Geometry, PeerInfo};
 use shoal_proto::origin::v1::metainfo_update::Update;
 use shoal_proto::origin::v1::origin_server::Origin;
@@ -32,6 +32,7 @@ pub(crate) struct Service {
     pub(crate) rooms: Rooms,
     pub(crate) tickets: Tickets,
     pub(crate) peer: PeerInfo,
+    pub(crate) identity: Identity,
 }
 
 #[tonic::async_trait]
@@ -84,7 +85,7 @@ impl Origin for Service {
         let Some(holding) = holding.map_err(|error| error.to_status())? else {
             return Ok(Response::new(Box::pin(futures_util::stream::empty())));
         };
-        let stream = metainfo::stream(holding, request.first_piece, &self.peer, streams)?;
+        let stream = metainfo::stream(holding, request.first_piece, &self.peer, &self.identity, streams)?;
         Ok(Response::new(Box::pin(stream)))
     }
 

@@ -1,12 +1,12 @@
 //! The metainfo stream of one blob, which grows while the blob is fetched: a header, hashes as pieces come, and the word
-//! that the whole digest was checked. Made for each caller by the gRPC service.
+//! that the whole digest was checked, sealed so that peers may pass all of it on. Made for each caller by the gRPC service.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::Stream;
 use prometheus::IntGauge;
-use shoal_meta::{Geometry, PeerInfo, PieceHash};
+use shoal_identity::Identity;
+use shoal_meta::{Geometry, Metainfo, PeerInfo};
 use shoal_proto::origin::v1::MetainfoUpdate;
 use shoal_proto::origin::v1::metainfo_update::{Complete, Header, PieceHashes, Update};
 use shoal_proto::peer_to_proto;
@@ -31,12 +31,14 @@ struct Feed {
     pieces: u32,
     sent: Option<Instant>,
     ended: bool,
+    /// Seals it.
+    identity: Identity,
     _open: OpenStream,
 }
 
 enum Source {
-    /// The hashes not sent yet of a blob that is whole.
-    Whole(VecDeque<PieceHash>),
+    /// A blob that is whole; none of the empty one.
+    Whole(Option<Metainfo>),
     Growing(std::sync::Arc<crate::ingest::Ingest>, watch::Receiver<Progress>),
 }
 
@@ -51,15 +53,13 @@ pub(crate) fn stream(
     holding: Holding,
     first_piece: u32,
     origin: &PeerInfo,
+    identity: &Identity,
     streams: &IntGauge,
 ) -> Result<impl Stream<Item = Result<MetainfoUpdate, Status>> + Send + use<>, Status> {
     let length_bytes = holding.length();
     let (geometry, source) = match holding {
-        Holding::Empty => (None, Source::Whole(VecDeque::new())),
-        Holding::Whole(blob) => {
-            let hashes = blob.metainfo().hashes().iter().skip(first_piece as usize).copied().collect();
-            (Some(blob.geometry()), Source::Whole(hashes))
-        }
+        Holding::Empty => (None, Source::Whole(None)),
+        Holding::Whole(blob) => (Some(blob.geometry()), Source::Whole(Some(blob.metainfo()))),
         Holding::Growing(ingest) => {
             let progress = ingest.progress();
             (Some(ingest.geometry()), Source::Growing(ingest, progress))
@@ -79,6 +79,7 @@ pub(crate) fn stream(
         pieces,
         sent: None,
         ended: false,
+        identity: identity.clone(),
         _open: OpenStream(streams.clone()),
     };
     Ok(futures_util::stream::unfold(feed, |mut feed| async move {
@@ -109,7 +110,10 @@ impl Feed {
     /// The next hashes, or how it ended.
     async fn follow(&mut self) -> Result<Update, OriginError> {
         let hashes = match &mut self.source {
-            Source::Whole(rest) => rest.drain(..rest.len().min(HASHES_MAX)).collect(),
+            Source::Whole(metainfo) => {
+                let hashes = metainfo.iter().flat_map(Metainfo::hashes);
+                hashes.skip(self.next as usize).take(HASHES_MAX).copied().collect()
+            }
             Source::Growing(ingest, progress) => {
                 let (next, pieces) = (self.next, self.pieces);
                 if next < pieces {
@@ -134,14 +138,23 @@ impl Feed {
 
     /// Every hash there is has been sent: waits for the check of the whole digest.
     async fn end(&mut self) -> Result<Update, OriginError> {
-        let Source::Growing(_, progress) = &mut self.source else { return Ok(Update::Complete(Complete {})) };
+        let (ingest, progress) = match &mut self.source {
+            Source::Whole(metainfo) => return Ok(complete(&self.identity, metainfo.as_ref())),
+            Source::Growing(ingest, progress) => (ingest, progress),
+        };
         let ended = progress.wait_for(|now| now.end.is_some()).await.map_err(|_| OriginError::Lost)?;
         match &ended.end {
-            Some(Ok(_)) => Ok(Update::Complete(Complete {})),
+            Some(Ok(_)) => Ok(complete(&self.identity, Some(&ingest.partial().metainfo()))),
             Some(Err(error)) => Err(error.clone()),
             None => Err(OriginError::Lost),
         }
     }
+}
+
+/// The last word, with a seal where there are certificates to seal with.
+fn complete(identity: &Identity, metainfo: Option<&Metainfo>) -> Update {
+    let seal = metainfo.and_then(|metainfo| identity.seal(&metainfo.statement()));
+    Update::Complete(Complete { seal: seal.unwrap_or_default() })
 }
 
 impl Drop for OpenStream {

@@ -121,7 +121,12 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let tasks = TaskTracker::new();
     tasks.spawn(admin.stopped());
     tasks.spawn(front::serve(http, identity.clone(), rooms.clone(), shutdown.clone()));
-    tasks.spawn(serve_grpc(grpc, identity, Service { rooms, tickets, peer: node.info() }, shutdown.clone()));
+    tasks.spawn(serve_grpc(
+        grpc,
+        identity.clone(),
+        Service { rooms, tickets, peer: node.info(), identity },
+        shutdown.clone(),
+    ));
     tasks.close();
     let peer = node.info();
     tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");

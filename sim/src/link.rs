@@ -90,12 +90,14 @@ pub(crate) fn control_length(message: &Message) -> u64 {
             }
             Message::PeerExchange(exchange) => 73 + 50 * exchange.peers.len() as u64,
             Message::FindPeers(_) => 84,
+            Message::MetainfoPart(part) => 8 + 32 * part.hashes.len() as u64 + part.seal.len() as u64,
             Message::CloseTorrent { .. }
             | Message::HaveAll { .. }
             | Message::Interested
             | Message::NotInterested
             | Message::Unchoke { .. }
-            | Message::Choke => 4,
+            | Message::Choke
+            | Message::FindMetainfo { .. } => 4,
         }
 }
 

@@ -406,7 +406,8 @@ impl<'a> World<'a> {
             Event::PieceDropped { torrent, piece } => {
                 self.nodes[node as usize].wrong.remove(&(torrent, piece));
             }
-            Event::Banned(_) => {}
+            // No simulated agent asks peers for metainfo: the origin comes back.
+            Event::Banned(_) | Event::MetainfoAsked { .. } | Event::MetainfoFound { .. } => {}
         }
         false
     }
@@ -436,5 +437,7 @@ fn message_kind(message: &Message) -> u32 {
         Message::PeerExchange(_) => 43,
         Message::FindPeers(_) => 44,
         Message::HaveAll { .. } => 45,
+        Message::FindMetainfo { .. } => 46,
+        Message::MetainfoPart(part) => 47 | part.first << 8,
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::rig::{DEADLINE, REGISTRY, Rig, blob, get};
+use crate::rig::{DEADLINE, REGISTRY, Rig, blob, eventually, get};
 
 /// A channel to a part, as a part with certificates would make it.
 fn channel(certificates: &Path, me: Part, to: Part, address: std::net::SocketAddr) -> Channel {
@@ -101,4 +101,38 @@ async fn an_agent_whose_certificates_are_not_those_of_the_others_pulls_from_upst
     let (agent, layer) = (agent.await, rig.image.layers[0]);
     assert_eq!(get(&agent, &blob(&layer)).await.digest(), layer);
     assert_eq!((agent.status().received.upstream, agent.status().origin_up), (1 << 20, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_every_origin_is_gone_peers_tell_what_it_said_and_sealed() {
+    let rig = Rig::with_layers(Options::default(), &[4 << 20]).await;
+    let scratch = tempfile::tempdir().unwrap();
+    issue(scratch.path()).unwrap();
+    let of = |part: &str| Some(scratch.path().join(part));
+    let tracker = rig.tracker_with(rig.shutdown.child_token(), |config| config.certificates = of("tracker")).await;
+    let trackers = vec![format!("http://{}", tracker.addr)];
+    let stop = CancellationToken::new();
+    let adapt = |config: &mut shoal_origin::Config| {
+        (config.certificates, config.trackers) = (of("origin"), trackers.clone());
+    };
+    let origin = rig.origin_with(stop.clone(), adapt).await;
+    let origins = vec![format!("http://{}", origin.grpc_addr)];
+    let adapt = |config: &mut shoal_agent::Config| {
+        config.certificates = of("agent");
+        // Long enough for a busy machine: nothing may come from upstream.
+        config.stall_timeout = shoal_kit::HumanDuration::from_secs(30);
+        (config.origins, config.trackers) = (origins.clone(), trackers.clone());
+    };
+    let (first, second) = (rig.agent(adapt).await, rig.agent(adapt).await);
+    let layer = rig.image.layers[0];
+    assert_eq!(get(&first, &blob(&layer)).await.digest(), layer);
+    let hex = layer.hex();
+    let seal = first.status().store.join("blobs/sha256").join(&hex[..2]).join(hex).join("seal");
+    eventually("the seal came", || seal.exists()).await;
+    stop.cancel();
+    origin.stopped().await;
+    // Not even the peer that the origin was.
+    eventually("the tracker knows the first agent alone", || tracker.service().sizes().seeding == 1).await;
+    assert_eq!(get(&second, &blob(&layer)).await.digest(), layer);
+    assert_eq!((second.status().received.same_zone, second.status().received.upstream), (4 << 20, 0));
 }

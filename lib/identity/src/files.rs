@@ -15,6 +15,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::SigningKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_util::sync::CancellationToken;
@@ -75,10 +76,13 @@ pub(crate) struct Held {
     pub(crate) configs: Arc<Configs>,
 }
 
-/// The two ends of TLS.
+/// The two ends of TLS, and what seals are made with and checked against.
 pub(crate) struct Configs {
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    pub(crate) own: Vec<CertificateDer<'static>>,
+    pub(crate) key: Arc<dyn SigningKey>,
+    pub(crate) verifier: Arc<WebPkiServerVerifier>,
 }
 
 type Files = [Vec<u8>; NAMES.len()];
@@ -177,17 +181,18 @@ fn tls(
     }
     let mut client = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
-        .with_webpki_verifier(servers)
+        .with_webpki_verifier(servers.clone())
         .with_client_auth_cert(own.to_vec(), key.clone_key())?;
     // Connections last; and what was resumed would be judged by an older certificate.
     client.resumption = Resumption::disabled();
     let clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
-    let mut server = ServerConfig::builder_with_provider(provider)
+    let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
         .with_single_cert(own.to_vec(), key.clone_key())?;
     server.send_tls13_tickets = 0;
-    Ok(Configs { client: Arc::new(client), server: Arc::new(server) })
+    let key = provider.key_provider.load_private_key(key.clone_key())?;
+    Ok(Configs { client: Arc::new(client), server: Arc::new(server), own: own.to_vec(), key, verifier: servers })
 }
 
 #[cfg(test)]

@@ -10,11 +10,13 @@
 mod files;
 mod grpc;
 mod issue;
+mod seal;
 mod stream;
 
 pub use files::IdentityError;
 pub use grpc::{Caller, Connection, endpoint, only};
 pub use issue::{IssueError, issue};
+pub use seal::{SEAL_LENGTH_MAX, SealError};
 pub use stream::Stream;
 
 use std::path::Path;

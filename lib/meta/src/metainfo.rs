@@ -92,6 +92,16 @@ impl Metainfo {
         self.known() == self.geometry.piece_count()
     }
 
+    /// What an origin seals of it: the blob's name, its cut and every hash, in one way only.
+    #[must_use]
+    pub fn statement(&self) -> Vec<u8> {
+        let mut out = format!("{}\0", self.digest).into_bytes();
+        out.extend(self.geometry.length().to_le_bytes());
+        out.extend(self.geometry.piece_length().to_le_bytes());
+        self.hashes.iter().for_each(|hash| out.extend(hash.0));
+        out
+    }
+
     /// Adds the hashes of pieces `first..`; those known already are compared, so repeating an update is harmless.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! The one task that owns the swarm: takes inputs from the mailbox, applies them one at a time, and does what the swarm
 //! asks for. It never waits for a connection, a disk, a tracker or a handle.
 //!
-//! `torrents` holds what concerns torrents and the store; this file the loop, connections and the swarm's outputs.
+//! `torrents` holds what concerns torrents and the store, `metainfo` what peers tell each other of hashes; this file the loop, connections and the swarm's outputs.
 
+mod metainfo;
 mod torrents;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +120,16 @@ impl Driver {
                 let _ = reply.send(self.join(now, partial));
             }
             Input::Withdraw { digest, reason, done } => self.withdraw(now, digest, reason, done),
+            Input::FindMetainfo(digest) => {
+                if let Some(key) = self.swarm.key(&digest) {
+                    self.swarm.find_metainfo(now, key);
+                }
+            }
+            Input::MetainfoRead { conn, torrent, metainfo } => {
+                let metainfo = metainfo.as_ref().map(|(metainfo, seal)| (metainfo.hashes(), seal.clone()));
+                self.swarm.give_metainfo(now, conn, torrent, metainfo);
+            }
+            Input::MetainfoChecked { torrent, good } => self.swarm.handle_metainfo_checked(now, torrent, good),
             Input::Peers { digest, peers, lead } => {
                 if let Some(key) = self.swarm.key(&digest) {
                     if let Some(lead) = lead {
@@ -180,6 +191,8 @@ impl Driver {
                 let held = self.store.contains(&digest);
                 self.swarm.handle_find_answer(now, query, digest, held);
             }
+            Event::MetainfoAsked { torrent, conn } => self.read_metainfo(torrent, conn),
+            Event::MetainfoFound { torrent, hashes, seal } => self.check_metainfo(torrent, hashes, seal),
             Event::Banned(peer) => debug!(%peer, "a peer is banned for a while"),
         }
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use shoal_meta::{BlockRef, Digest, Lead, PeerId, PeerInfo, PieceIndex};
+use shoal_meta::{BlockRef, Digest, Lead, Metainfo, PeerId, PeerInfo, PieceIndex};
 use shoal_store::{Blob, CommitError, Partial, WriteError};
 use shoal_swarm::wire::{BlockHeader, Message};
 use shoal_swarm::{ConnId, TorrentKey};
@@ -59,6 +59,12 @@ pub(crate) enum Input {
     Join { partial: Partial, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
     /// Someone gives a blob up.
     Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
+    /// No origin tells the hashes of a torrent's pieces: peers may.
+    FindMetainfo(Digest),
+    /// What was read of a blob's metainfo for a peer that asked.
+    MetainfoRead { conn: ConnId, torrent: TorrentKey, metainfo: Option<(Metainfo, Vec<u8>)> },
+    /// Whether metainfo from a peer is the origin's.
+    MetainfoChecked { torrent: TorrentKey, good: bool },
     /// Peers known to take part in a torrent.
     Peers {
         digest: Digest,

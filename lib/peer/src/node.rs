@@ -34,6 +34,7 @@ pub struct Node {
     handle: Handle,
     info: PeerInfo,
     announcer: Announcer,
+    store: Store,
     transport: &'static str,
     tasks: TaskTracker,
 }
@@ -78,12 +79,12 @@ impl Node {
         });
         let (connections_max, transport) = (config.swarm.connections_max, config.identity.transport());
         let swarm = Swarm::new(config.swarm, info.clone(), rand::random());
-        let driver = Driver::new(swarm, net.clone(), store, announcer.clone());
+        let driver = Driver::new(swarm, net.clone(), store.clone(), announcer.clone());
         tasks.spawn(driver.run(mailbox, evictions));
         tasks.spawn(listen::accept(net, parts.listener, connections_max));
         tasks.spawn(announce::run(announcer.clone(), config.trackers, config.identity, info.clone(), handle.clone()));
         tasks.close();
-        Ok(Self { handle, info, announcer, transport, tasks })
+        Ok(Self { handle, info, announcer, store, transport, tasks })
     }
 
     /// This node as others see it: its id, and the address they dial.
@@ -142,6 +143,11 @@ impl Node {
         if !self.handle.try_send(Input::Peers { digest, peers, lead: None }) {
             tracing::debug!(%digest, "peers of a torrent dropped: the mailbox is full");
         }
+    }
+
+    /// Keeps an origin's seal on a blob's metainfo, so that peers may be told of it when no origin answers.
+    pub async fn keep_seal(&self, digest: &Digest, seal: Vec<u8>) {
+        self.store.set_seal(digest, seal).await;
     }
 
     /// Gives a blob up, here and at every peer: its torrent fails for this reason and the store removes it.

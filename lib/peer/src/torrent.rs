@@ -198,6 +198,12 @@ impl Torrent {
         self.node.send(Input::Grown(self.digest())).await.map_err(|_closed| TorrentError::Closed)
     }
 
+    /// Asks connected peers for the hashes, as no origin tells them. What an origin has sealed is taken in as if it came from
+    /// there. A hint: lost when the node has no time for it, and without certificates, which seals are checked against.
+    pub fn find_metainfo(&self) {
+        let _ = self.node.try_send(Input::FindMetainfo(self.digest()));
+    }
+
     /// Adds a piece that came from upstream: the origin's way, and the agent's when it falls back. Gives its hash, unless
     /// that of the piece before is not known yet.
     ///

@@ -2,6 +2,7 @@
 //!
 //! Used by the peer driver, the agent and the origin. The work behind it is in `shared`.
 
+mod seals;
 mod shared;
 
 use std::fmt;

@@ -64,6 +64,8 @@ pub(crate) struct Down {
 #[derive(Debug, Default)]
 pub(crate) struct Up {
     pub(crate) interested: bool,
+    /// It waits for metainfo.
+    pub(crate) metainfo_asked: bool,
     /// Pieces the peer may still request.
     pub(crate) granted: u32,
     pub(crate) granted_at: Option<Time>,

@@ -1,6 +1,6 @@
 //! What goes out of the swarm: frames to send and things for the driver to do.
 
-use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceIndex};
+use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceHash, PieceIndex};
 
 use crate::wire::{Alias, Message};
 
@@ -84,6 +84,22 @@ pub enum Event {
         digest: Digest,
         /// Hand it back with the answer.
         query: u64,
+    },
+    /// A peer asks for the hashes of a torrent: answer by `give_metainfo`.
+    MetainfoAsked {
+        /// The torrent.
+        torrent: TorrentKey,
+        /// Who asks.
+        conn: ConnId,
+    },
+    /// A peer gave the hashes of all pieces: check the origin's seal, and report by `handle_metainfo_checked`.
+    MetainfoFound {
+        /// The torrent.
+        torrent: TorrentKey,
+        /// One for each piece.
+        hashes: Vec<PieceHash>,
+        /// What the peer says is the origin's seal.
+        seal: Vec<u8>,
     },
     /// A peer was banned for a while.
     Banned(PeerId),

@@ -1,12 +1,13 @@
 //! One node's swarm: every torrent and every connection, owned by one caller.
 //!
 //! This file holds the state, the commands and the outputs; the inputs are in `message` (what peers say), `download`
-//! (what we ask and get), `upload` (what we serve), `discovery` (whom we know) and `timers`; `tell` is what
+//! (what we ask and get), `upload` (what we serve), `metainfo` (hashes from peers), `discovery` (whom we know) and `timers`; `tell` is what
 //! peers are told of us, `reveal` what a super-seeder shows them.
 
 mod discovery;
 mod download;
 mod message;
+mod metainfo;
 mod reveal;
 mod tell;
 mod timers;
@@ -30,6 +31,7 @@ use crate::{
     Config, ConnId, DisconnectReason, Event, Frame, ReaderId, Time, TimeoutReason, TorrentKey, Transmit, Violation,
 };
 use discovery::Discovery;
+pub(crate) use metainfo::Search;
 use upload::QUEUE_MAX;
 
 /// Blocks given to the driver and not yet reported sent, at most, per connection; only a fast one has more than two.
@@ -247,6 +249,9 @@ impl Swarm {
         let Some(state) = self.torrents.get_mut(&torrent) else { return };
         let from = state.known;
         state.known = known.clamp(from, state.geometry.piece_count());
+        if state.known == state.geometry.piece_count() {
+            state.search = None;
+        }
         let fresh = (from..state.known).filter_map(|index| state.geometry.piece(index)).collect();
         self.open_due(torrent, fresh);
     }

@@ -9,6 +9,7 @@ use crate::availability::Availability;
 use crate::dense::{ConnIndex, ConnMap};
 use crate::picker::Window;
 use crate::superseed::SuperSeed;
+use crate::swarm::Search;
 use crate::wire::Alias;
 use crate::{Config, OpenTorrent, ReaderId, Time};
 
@@ -60,6 +61,8 @@ pub(crate) struct Torrent {
     pub(crate) idle_since: Option<Time>,
     /// When neighbours were last asked for peers.
     pub(crate) searched_at: Time,
+    /// Hashes are asked of peers.
+    pub(crate) search: Option<Search>,
 }
 
 /// A connected peer that takes part in a torrent.
@@ -143,6 +146,7 @@ impl Torrent {
             gained: Vec::new(),
             idle_since: Some(now),
             searched_at: now,
+            search: None,
         };
         for piece in geometry.pieces().filter(|&piece| torrent.is_due(piece)).collect::<Vec<_>>() {
             torrent.open.insert(piece);

@@ -5,7 +5,7 @@
 //! docs/adr/0001-peer-wire.md. Every length is checked before anyone allocates for it.
 
 use prost::Message as _;
-use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, BlockRef, Digest, Geometry, PeerInfo};
+use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, BlockRef, Digest, Geometry, PeerInfo, PieceHash};
 use shoal_proto::wire::v1 as proto;
 use shoal_proto::{ConvertError, peer_from_proto, peer_to_proto};
 use smallvec::SmallVec;
@@ -22,6 +22,8 @@ pub const CONTROL_LENGTH_MAX: u32 = 256 * 1024;
 pub const LIST_LENGTH_MAX: usize = 4096;
 /// Most peers in one PeerExchange.
 pub const PEERS_LENGTH_MAX: usize = 64;
+/// Most hashes in one MetainfoPart: half of a message.
+pub const HASHES_LENGTH_MAX: usize = 4096;
 
 const TYPE_CONTROL: u8 = 0;
 const TYPE_BLOCK: u8 = 1;
@@ -76,6 +78,8 @@ pub enum Message {
     Cancel { alias: Alias, blocks: Vec<WireBlock> },
     PeerExchange(Box<PeerExchange>),
     FindPeers(Box<FindPeers>),
+    FindMetainfo { alias: Alias },
+    MetainfoPart(Box<MetainfoPart>),
 }
 
 /// The sender takes part in a torrent.
@@ -104,6 +108,22 @@ pub struct FindPeers {
     pub digest: Digest,
     pub hops: u32,
     pub query: u64,
+}
+
+/// Some of the hashes of a torrent's pieces.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each field is documented in proto/shoal/wire.proto")]
+pub struct MetainfoPart {
+    pub alias: Alias,
+    pub first: u32,
+    pub hashes: Vec<PieceHash>,
+    pub seal: Vec<u8>,
+}
+
+impl From<MetainfoPart> for Message {
+    fn from(part: MetainfoPart) -> Self {
+        Self::MetainfoPart(Box::new(part))
+    }
 }
 
 impl From<Opened> for Message {
@@ -256,6 +276,13 @@ fn to_proto(message: &Message) -> proto::control::Message {
             digest: exchange.digest.to_string(),
             peers: exchange.peers.iter().map(peer_to_proto).collect(),
         }),
+        Message::FindMetainfo { alias } => Out::FindMetainfo(proto::FindMetainfo { alias: alias.0 }),
+        Message::MetainfoPart(part) => Out::MetainfoPart(proto::MetainfoPart {
+            alias: part.alias.0,
+            first_piece: part.first,
+            states: part.hashes.iter().flat_map(|hash| hash.0).collect(),
+            seal: part.seal.clone(),
+        }),
         Message::FindPeers(find) => {
             Out::FindPeers(proto::FindPeers { digest: find.digest.to_string(), hops: find.hops, query: find.query })
         }
@@ -301,6 +328,8 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
             let peers = peers.collect::<Result<_, _>>().map_err(WireError::Peer)?;
             PeerExchange { digest: digest(&exchange.digest)?, peers, query: exchange.query }.into()
         }
+        In::FindMetainfo(find) => Message::FindMetainfo { alias: Alias(find.alias) },
+        In::MetainfoPart(part) => part_from_proto(part)?,
         In::FindPeers(find) => {
             FindPeers { digest: digest(&find.digest)?, hops: find.hops.min(2), query: find.query }.into()
         }
@@ -317,6 +346,16 @@ fn open_from_proto(open: &proto::OpenTorrent) -> Result<Message, WireError> {
         (false, false) => Bitfield::from_bytes(&geometry, &open.have).map_err(|error| torrent(&error))?,
     };
     Ok(Opened { alias: Alias(open.alias), digest: digest(&open.digest)?, geometry, have }.into())
+}
+
+fn part_from_proto(part: proto::MetainfoPart) -> Result<Message, WireError> {
+    let (states, rest) = part.states.as_chunks::<32>();
+    if !rest.is_empty() {
+        return Err(WireError::Torrent("half a hash".to_owned()));
+    }
+    bound(states.len(), HASHES_LENGTH_MAX)?;
+    let hashes = states.iter().map(|state| PieceHash(*state)).collect();
+    Ok(MetainfoPart { alias: Alias(part.alias), first: part.first_piece, hashes, seal: part.seal }.into())
 }
 
 fn digest(text: &str) -> Result<Digest, WireError> {

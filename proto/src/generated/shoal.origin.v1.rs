@@ -82,8 +82,12 @@ pub mod metainfo_update {
         #[prost(bytes = "vec", tag = "3")]
         pub states: ::prost::alloc::vec::Vec<u8>,
     }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Complete {}
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Complete {
+        /// The origin's word for all of this, signed, so that peers may pass it on; empty when parts have no certificates.
+        #[prost(bytes = "vec", tag = "1")]
+        pub seal: ::prost::alloc::vec::Vec<u8>,
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Update {
         #[prost(message, tag = "1")]

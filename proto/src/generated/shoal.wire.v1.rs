@@ -3,7 +3,7 @@
 pub struct Control {
     #[prost(
         oneof = "control::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
     )]
     pub message: ::core::option::Option<control::Message>,
 }
@@ -39,6 +39,10 @@ pub mod control {
         FindPeers(super::FindPeers),
         #[prost(message, tag = "14")]
         HaveAll(super::HaveAll),
+        #[prost(message, tag = "15")]
+        FindMetainfo(super::FindMetainfo),
+        #[prost(message, tag = "16")]
+        MetainfoPart(super::MetainfoPart),
     }
 }
 /// First on every connection, in both directions; anything else first closes it.
@@ -156,4 +160,24 @@ pub struct FindPeers {
     /// Random; a query seen before is dropped.
     #[prost(uint64, tag = "3")]
     pub query: u64,
+}
+/// "Which hashes have this torrent's pieces?" Asked of a peer that has them all, when no origin answers; once at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindMetainfo {
+    #[prost(uint32, tag = "1")]
+    pub alias: u32,
+}
+/// Hashes of pieces, from the first on in as many parts as it takes; the last has the origin's seal. Empty: "I have no seal".
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetainfoPart {
+    #[prost(uint32, tag = "1")]
+    pub alias: u32,
+    #[prost(uint32, tag = "2")]
+    pub first_piece: u32,
+    /// As in PieceHashes of the origin's metainfo.
+    #[prost(bytes = "vec", tag = "3")]
+    pub states: ::prost::alloc::vec::Vec<u8>,
+    /// The origin's, of the whole metainfo: who passes it on need not be believed.
+    #[prost(bytes = "vec", tag = "4")]
+    pub seal: ::prost::alloc::vec::Vec<u8>,
 }

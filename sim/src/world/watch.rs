@@ -74,7 +74,9 @@ impl World<'_> {
             | Message::Reject { .. }
             | Message::Cancel { .. }
             | Message::PeerExchange(_)
-            | Message::FindPeers(_) => {}
+            | Message::FindPeers(_)
+            | Message::FindMetainfo { .. }
+            | Message::MetainfoPart(_) => {}
         }
     }
 

@@ -5,6 +5,7 @@ mod eviction;
 mod model;
 mod opening;
 mod partials;
+mod seals;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -102,6 +102,8 @@ impl Swarm {
                 self.exchanged(conn, *exchange);
                 Ok(())
             }
+            Message::FindMetainfo { alias } => self.metainfo_asked(conn, alias),
+            Message::MetainfoPart(part) => self.metainfo_part(conn, *part),
             Message::FindPeers(find) => {
                 self.asked_for_peers(conn, *find);
                 Ok(())
@@ -261,6 +263,7 @@ impl Swarm {
     /// What follows from pieces that a member got.
     fn had_pieces(&mut self, conn: ConnIndex, key: TorrentKey) {
         self.recount_member(conn, key);
+        self.ask_for_metainfo(key);
         self.end_super_seed(key);
         self.part_if_both_full(conn, key);
     }
@@ -303,6 +306,7 @@ impl Swarm {
         }
         self.end_super_seed(key);
         self.introduce(conn, key);
+        self.ask_for_metainfo(key);
         self.part_if_both_full(conn, key);
     }
 
@@ -337,6 +341,7 @@ impl Swarm {
         let longest = state.shared.iter().map(|key| u64::from(self.torrents[key].geometry.piece_length())).max();
         state.up.piece_length = longest.unwrap_or(0);
         self.note_serving(conn);
+        self.metainfo_lost(conn, key);
         self.recount_far(key);
     }
 

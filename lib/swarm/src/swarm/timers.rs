@@ -48,6 +48,7 @@ impl Swarm {
             }
         }
         self.search_for_lonely();
+        self.hurry_metainfo();
         self.unstick();
         self.volunteer();
         self.expire_grudges();

@@ -2,15 +2,19 @@
 //! says. Stores verify at once. For facts about the protocol; whole swarms are the simulator's.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(dead_code, reason = "each test file uses its own part of the net")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceIndex, Role, Topology};
+use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceHash, PieceIndex, Role, Topology};
 use shoal_swarm::wire::{BlockHeader, Message, WireBlock};
 use shoal_swarm::{BlockOutcome, Config, ConnId, DisconnectReason, Event, Frame, OpenTorrent, Swarm, Time, TorrentKey};
 
 pub(crate) type Node = usize;
+
+/// The origin's seal on the metainfo.
+pub(crate) const SEAL: &[u8] = b"sealed";
 
 pub(crate) struct Net {
     pub(crate) now: Time,
@@ -27,11 +31,13 @@ pub(crate) struct Net {
     pub(crate) events: Vec<(Node, Event)>,
     /// What the store of a node says of a piece; absent means good.
     pub(crate) bad: BTreeSet<(Node, PieceIndex)>,
-    /// Nodes that swallow every block they should send.
+    /// Nodes that swallow every block and all metainfo they should send.
     pub(crate) silent: BTreeSet<Node>,
     /// Nodes that went without a word: nothing comes from them, and their connections stay.
     pub(crate) vanished: BTreeSet<Node>,
     pub(crate) duplicates: usize,
+    /// What nodes say is the origin's seal; [`SEAL`] is.
+    pub(crate) seals: BTreeMap<Node, Vec<u8>>,
     /// Pieces in the order in which a node verified them.
     pub(crate) verified: BTreeMap<Node, Vec<u32>>,
     links: BTreeMap<(Node, ConnId), (Node, ConnId)>,
@@ -76,6 +82,7 @@ impl Net {
             silent: BTreeSet::new(),
             vanished: BTreeSet::new(),
             duplicates: 0,
+            seals: BTreeMap::new(),
             verified: BTreeMap::new(),
             links: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -115,6 +122,12 @@ impl Net {
 
     pub(crate) fn leech(&mut self, node: Node) -> TorrentKey {
         let torrent = self.torrent(Bitfield::empty(&self.geometry));
+        self.nodes[node].open(self.now, torrent).unwrap()
+    }
+
+    /// Wants a blob of which no hash is known.
+    pub(crate) fn leech_blindly(&mut self, node: Node) -> TorrentKey {
+        let torrent = OpenTorrent { known: 0, ..self.torrent(Bitfield::empty(&self.geometry)) };
         self.nodes[node].open(self.now, torrent).unwrap()
     }
 
@@ -280,6 +293,19 @@ impl Net {
             },
             Event::FindTorrent { digest, query } => {
                 self.nodes[node].handle_find_answer(self.now, query, digest, false);
+            }
+            Event::MetainfoAsked { .. } if self.silent.contains(&node) => {}
+            Event::MetainfoAsked { torrent, conn } => {
+                let hashes: Vec<_> = self.geometry.pieces().map(|piece| PieceHash([piece.get() as u8; 32])).collect();
+                let metainfo = self.seals.get(&node).map(|seal| (hashes.as_slice(), seal.clone()));
+                self.nodes[node].give_metainfo(self.now, conn, torrent, metainfo);
+            }
+            Event::MetainfoFound { torrent, hashes, seal } => {
+                let good = seal == SEAL;
+                self.nodes[node].handle_metainfo_checked(self.now, torrent, good);
+                if good {
+                    self.nodes[node].set_known(self.now, torrent, hashes.len() as u32);
+                }
             }
             Event::PieceDropped { .. } | Event::TorrentWanted(_) | Event::TorrentIdle(_) | Event::Banned(_) => {}
         }
