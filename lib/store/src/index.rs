@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use shoal_meta::{Digest, Geometry};
 
 use crate::blob::BlobInner;
+use crate::checks::Checks;
 use crate::partial::PartialInner;
 
 /// The time of last use is written to the disk at most this often per blob.
@@ -39,6 +40,9 @@ pub(crate) enum Kind {
         /// When the time of last use was last written to the disk.
         touched: SystemTime,
         live: Weak<BlobInner>,
+        /// When all of it was last compared with its hashes.
+        checked: SystemTime,
+        checks: Arc<Checks>,
     },
     /// Still arriving, or left behind by a crash.
     Partial {
@@ -138,6 +142,30 @@ impl Index {
         matches!(self.get(digest), Some(Kind::Partial { live, .. }) if std::ptr::eq(live.as_ptr(), partial))
     }
 
+    /// Tells whether this very blob, not a later one of the same digest, is in the index.
+    pub(crate) fn is_committed_as(&self, digest: &Digest, checks: &Arc<Checks>) -> bool {
+        matches!(self.get(digest), Some(Kind::Committed { checks: current, .. }) if Arc::ptr_eq(current, checks))
+    }
+
+    /// The committed blob that was checked longest ago, and when.
+    pub(crate) fn checked_first(&self) -> Option<(Digest, SystemTime, Arc<Checks>)> {
+        let committed = self.slots.iter().filter_map(|(digest, slot)| match &slot.kind {
+            Kind::Committed { checked, checks, .. } => Some((*checked, *digest, checks)),
+            Kind::Partial { .. } => None,
+        });
+        let (checked, digest, checks) = committed.min_by_key(|(checked, digest, _)| (*checked, *digest))?;
+        Some((digest, checked, checks.clone()))
+    }
+
+    /// Notes that all of a committed blob was checked.
+    pub(crate) fn was_checked(&mut self, digest: &Digest, of: &Arc<Checks>, now: SystemTime) {
+        if let Some(Slot { kind: Kind::Committed { checked, checks, .. }, .. }) = self.slots.get_mut(digest)
+            && Arc::ptr_eq(checks, of)
+        {
+            *checked = now;
+        }
+    }
+
     /// The committed blobs.
     pub(crate) fn committed(&self) -> Vec<Digest> {
         let committed =
@@ -226,7 +254,9 @@ mod tests {
     fn index(names: &[&str]) -> Index {
         let mut index = Index::default();
         for name in names {
-            let kind = Kind::Committed { touched: SystemTime::UNIX_EPOCH, live: Weak::new() };
+            let (live, checks) = (Weak::new(), Arc::default());
+            let long_ago = SystemTime::UNIX_EPOCH;
+            let kind = Kind::Committed { touched: long_ago, live, checked: long_ago, checks };
             index.insert(digest(name), 30, kind);
         }
         index

@@ -10,6 +10,8 @@ use tokio::sync::Semaphore;
 
 /// Reads of verified bytes at once; each holds one pooled buffer and mostly waits for the disk.
 const READS_MAX: usize = 32;
+/// Pieces of blobs read from the disk and compared with their hashes at once: each waits for the disk, then for a core.
+const CHECKS_MAX: usize = 16;
 /// Commits at once: each waits for the disk to sync, or hashes at the speed of one core.
 const COMMITS_MAX: usize = 2;
 /// Creations and removals at once; they follow each other anyway.
@@ -23,6 +25,8 @@ pub(crate) struct Jobs {
     pub(crate) pieces: Kind,
     /// Reading verified bytes.
     pub(crate) reads: Kind,
+    /// Reading bytes of blobs, with the pieces around them to verify these: twice as many as cores.
+    pub(crate) checks: Kind,
     /// Checking whole blobs and waiting until they are on the disk.
     pub(crate) commits: Kind,
     /// Creating and removing. Not behind commits: a pull's first byte waits for it.
@@ -39,6 +43,7 @@ impl Jobs {
         Self {
             pieces: kind(cores.clamp(2, PIECES_MAX)),
             reads: kind(READS_MAX),
+            checks: kind((2 * cores).clamp(4, CHECKS_MAX)),
             commits: kind(COMMITS_MAX),
             changes: kind(CHANGES_MAX),
         }

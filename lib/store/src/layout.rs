@@ -34,6 +34,8 @@ pub(crate) struct Found {
     /// What it takes on disk, in bytes.
     pub(crate) bytes: u64,
     pub(crate) used: SystemTime,
+    /// When its hashes were last written or compared with its content.
+    pub(crate) checked: SystemTime,
     pub(crate) committed: bool,
 }
 
@@ -146,13 +148,15 @@ fn peer_id(root: &Path) -> io::Result<PeerId> {
 /// Tells what a directory holds; removes it when that is not a blob or partial of this digest.
 fn inspect(path: &Path, digest: Option<Digest>, committed: bool) -> Option<Found> {
     let found = digest.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData)).and_then(|digest| {
-        let (geometry, complete) = pieces_file::read_geometry(&path.join("pieces"), &digest)?;
+        let pieces = File::open(path.join("pieces"))?;
+        let (geometry, complete) = pieces_file::read_geometry(&pieces, &digest)?;
         let data = fs::metadata(path.join("data"))?;
         if data.len() != geometry.length() || (committed && !complete) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let bytes = if committed { geometry.length() } else { allocated(&data) };
-        Ok(Found { digest, geometry, bytes, used: data.modified()?, committed })
+        let (used, checked) = (data.modified()?, pieces.metadata()?.modified()?);
+        Ok(Found { digest, geometry, bytes, used, checked, committed })
     });
     match found {
         Ok(found) => Some(found),

@@ -12,6 +12,7 @@
 //! semaphores; dropping a future does not stop the job it started, and every job is safe to finish alone.
 
 mod blob;
+mod checks;
 mod host;
 mod index;
 mod jobs;
@@ -19,6 +20,7 @@ mod layout;
 mod partial;
 mod pieces_file;
 mod pool;
+mod scrub;
 mod store;
 mod whole;
 

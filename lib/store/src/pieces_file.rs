@@ -4,10 +4,11 @@
 //! then the hashes of pieces 0, 1, 2… of 32 bytes each, appended as they become known. A torn or zero record ends
 //! the list. Called by the layout's scan, by partials and by blobs; knows nothing of the data file.
 
-use std::fs::File;
+use std::fs::{File, FileTimes};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use shoal_meta::{Digest, Geometry, Metainfo, PieceHash};
 
@@ -53,16 +54,16 @@ impl PiecesFile {
         Ok(())
     }
 
-    /// Waits until the file is on the disk.
-    pub(crate) fn sync(&self) -> io::Result<()> {
+    /// Notes when the content was compared with the hashes, and waits until the file is on the disk.
+    pub(crate) fn sync(&self, compared: SystemTime) -> io::Result<()> {
+        self.file.set_times(FileTimes::new().set_modified(compared))?;
         self.file.sync_all()
     }
 }
 
 /// Reads the cut, and tells whether all hashes are there, by the file's size alone.
-pub(crate) fn read_geometry(path: &Path, digest: &Digest) -> io::Result<(Geometry, bool)> {
-    let file = File::open(path)?;
-    let geometry = read_header(&file, digest)?;
+pub(crate) fn read_geometry(file: &File, digest: &Digest) -> io::Result<(Geometry, bool)> {
+    let geometry = read_header(file, digest)?;
     let complete = file.metadata()?.len() == length(geometry.piece_count());
     Ok((geometry, complete))
 }
@@ -71,8 +72,8 @@ pub(crate) fn read_geometry(path: &Path, digest: &Digest) -> io::Result<(Geometr
 ///
 /// # Errors
 /// `InvalidData` when it is not the file of this digest or a hash is missing.
-pub(crate) fn read_complete(path: &Path, digest: &Digest) -> io::Result<Metainfo> {
-    let metainfo = read(&File::open(path)?, digest)?;
+pub(crate) fn read_complete(file: &File, digest: &Digest) -> io::Result<Metainfo> {
+    let metainfo = read(file, digest)?;
     if metainfo.is_complete() { Ok(metainfo) } else { Err(invalid("piece hashes are missing")) }
 }
 
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(reopened.known(), 3);
         assert_eq!(metainfo.geometry(), geometry);
         assert_eq!(metainfo.hashes(), [PieceHash([1; 32]), PieceHash([2; 32]), PieceHash([3; 32])]);
-        assert_eq!(read_complete(&path, &digest).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read_complete(&File::open(&path).unwrap(), &digest).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 use crate::host::Host;
-use crate::{Blob, BufferPool, Partial, jobs, lock};
+use crate::{Blob, BufferPool, Partial, jobs, lock, scrub};
 pub(crate) use shared::Shared;
 
 /// Where a store lies and how much of the disk it may take.
@@ -55,6 +55,8 @@ pub struct Usage {
     pub partials: usize,
     /// Blobs and partials evicted since it was opened.
     pub evictions: u64,
+    /// Blobs dropped since it was opened because the disk no longer held what it was given.
+    pub corrupt_blobs: u64,
 }
 
 /// Says why a store cannot be opened. None is worth a retry before the operator acts, but [`OpenError::InUse`] while
@@ -121,7 +123,7 @@ pub enum PartialError {
 
 /// A handle on the store of one node. Clones share it; the last to go, partials and blobs included, closes it.
 #[derive(Clone)]
-pub struct Store(Arc<Shared>);
+pub struct Store(pub(crate) Arc<Shared>);
 
 impl Store {
     /// Opens a store or makes a new one: locks it, removes what a crash left incomplete, and evicts down to the
@@ -218,6 +220,12 @@ impl Store {
         if let Err(error) = trimmed {
             warn!(%error, "cannot tell the free space of the store's disk");
         }
+    }
+
+    /// Reads committed blobs again, for ever, and drops those that are damaged: each at most once a day, the one that was checked
+    /// longest ago first, at 8 MiB/s and with the lowest priority. Run one of these.
+    pub async fn scrub(&self) {
+        scrub::run(&self.0).await;
     }
 
     /// Hears of each committed blob that leaves, by eviction, removal or damage. One who falls behind by more than

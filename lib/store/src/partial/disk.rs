@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use super::state::{Contradiction, Phase, Sender, State};
 use super::{CommitError, PartialInner, WriteError};
 use crate::blob::BlobInner;
+use crate::checks::Checks;
 use crate::index::Kind;
 use crate::layout::{self, sync_dir};
 use crate::pieces_file::PiecesFile;
@@ -222,7 +223,7 @@ impl PartialInner {
         self.file.set_times(FileTimes::new().set_modified(now))?;
         self.file.sync_all()?;
         self.store.host.step("data synced")?;
-        lock(&self.pieces).sync()?;
+        lock(&self.pieces).sync(now)?;
         self.store.host.step("pieces synced")?;
         sync_dir(&self.store.layout.partial_dir(&self.digest))
     }
@@ -246,9 +247,11 @@ impl PartialInner {
         }
         self.store.publish_dir(&self.digest).map_err(CommitError::Disk)?;
         let metainfo = lock(&self.state).metainfo().clone();
-        let inner = BlobInner { store: self.store.clone(), metainfo, file: self.file.clone() };
+        let checks = Arc::new(Checks::all_passed(&self.geometry, self.store.age()));
+        let inner = BlobInner { store: self.store.clone(), metainfo, file: self.file.clone(), checks: checks.clone() };
         let blob = Blob(Arc::new(inner));
-        let kind = Kind::Committed { touched: (self.store.host.clock)(), live: Arc::downgrade(&blob.0) };
+        let now = (self.store.host.clock)();
+        let kind = Kind::Committed { touched: now, live: Arc::downgrade(&blob.0), checked: now, checks };
         lock(&self.store.index).insert(self.digest, self.geometry.length(), kind);
         lock(&self.state).end(Phase::Committed(blob.clone()));
         Ok(blob)

@@ -8,13 +8,16 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, SystemTime};
 
-use shoal_meta::{Digest, Geometry, Metainfo, PeerId};
+use rustix::io::Errno;
+use shoal_meta::{Digest, Geometry, Metainfo, PeerId, PieceIndex};
 use tokio::sync::broadcast;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{Config, OpenError, PartialError, Usage};
 use crate::blob::BlobInner;
+use crate::checks::Checks;
 use crate::host::Host;
 use crate::index::{Index, Kind, Limits, Plan};
 use crate::jobs::Jobs;
@@ -42,7 +45,9 @@ pub(crate) struct Shared {
     pub(crate) gone: broadcast::Sender<Digest>,
     budget_bytes: u64,
     floor_bytes: u64,
+    opened: SystemTime,
     evictions: AtomicU64,
+    corrupt_blobs: AtomicU64,
 }
 
 /// What a new partial finds.
@@ -64,11 +69,15 @@ impl Shared {
         let mut index = Index::default();
         for found in layout.scan().map_err(disk)? {
             let kind = match found.committed {
-                true => Kind::Committed { touched: found.used, live: Weak::new() },
+                true => {
+                    let (live, checks) = (Weak::new(), Arc::default());
+                    Kind::Committed { touched: found.used, live, checked: found.checked, checks }
+                }
                 false => Kind::Partial { geometry: found.geometry, live: Weak::new(), unwritten: Arc::default() },
             };
             index.insert(found.digest, found.bytes, kind);
         }
+        let opened = (host.clock)();
         let shared = Self {
             layout,
             host,
@@ -80,7 +89,9 @@ impl Shared {
             gone: broadcast::channel(GONE_MAX).0,
             budget_bytes,
             floor_bytes: config.budget.free_floor_bytes,
+            opened,
             evictions: AtomicU64::new(0),
+            corrupt_blobs: AtomicU64::new(0),
         };
         shared.trim().map_err(disk)?;
         Ok(shared)
@@ -93,18 +104,24 @@ impl Shared {
     pub(super) fn usage(&self) -> Usage {
         let totals = lock(&self.index).totals();
         let evictions = self.evictions.load(Ordering::Relaxed);
+        let corrupt_blobs = self.corrupt_blobs.load(Ordering::Relaxed);
         let (blobs, partials) = (totals.blobs, totals.partials);
-        Usage { bytes: totals.bytes, budget_bytes: self.budget_bytes, blobs, partials, evictions }
+        Usage { bytes: totals.bytes, budget_bytes: self.budget_bytes, blobs, partials, evictions, corrupt_blobs }
+    }
+
+    /// How long it has been open, as far as the clock tells.
+    pub(crate) fn age(&self) -> Duration {
+        (self.host.clock)().duration_since(self.opened).unwrap_or_default()
     }
 
     pub(super) fn blob(self: &Arc<Self>, digest: &Digest) -> Option<Blob> {
-        let live = match lock(&self.index).get(digest)? {
-            Kind::Committed { live, .. } => live.upgrade(),
+        let (live, checks) = match lock(&self.index).get(digest)? {
+            Kind::Committed { live, checks, .. } => (live.upgrade(), checks.clone()),
             Kind::Partial { .. } => return None,
         };
         let opened = match live {
             Some(blob) => blob,
-            None => Arc::new(self.open_blob(digest)?),
+            None => Arc::new(self.open_blob(digest, checks)?),
         };
         let now = (self.host.clock)();
         let (blob, persist) = {
@@ -118,14 +135,18 @@ impl Shared {
     }
 
     /// Opens a committed blob's files. When they turn out damaged or gone, so is the blob.
-    fn open_blob(self: &Arc<Self>, digest: &Digest) -> Option<BlobInner> {
+    pub(crate) fn open_blob(self: &Arc<Self>, digest: &Digest, checks: Arc<Checks>) -> Option<BlobInner> {
         let dir = self.layout.blob_dir(digest);
-        let opened = pieces_file::read_complete(&dir.join("pieces"), digest)
+        let opened = File::open(dir.join("pieces"))
+            .and_then(|pieces| pieces_file::read_complete(&pieces, digest))
             .and_then(|metainfo| Ok((metainfo, Arc::new(File::open(dir.join("data"))?))));
         match opened {
-            Ok((metainfo, file)) => Some(BlobInner { store: self.clone(), metainfo, file }),
+            Ok((metainfo, file)) => Some(BlobInner { store: self.clone(), metainfo, file, checks }),
             Err(error) if layout::is_debris(&error) && self.contains(digest) => {
-                warn!(%digest, %error, "a committed blob is damaged: removing it");
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.corrupt_blobs.fetch_add(1, Ordering::Relaxed);
+                }
+                error!(%digest, path = %dir.display(), %error, "a committed blob is damaged: dropping it");
                 self.remove(digest);
                 None
             }
@@ -245,6 +266,23 @@ impl Shared {
         self.drop_slot(digest);
     }
 
+    /// Drops a blob of which a piece cannot be read or is not what its hash says; by now it may be another of the same digest,
+    /// which stays.
+    pub(crate) fn drop_if_damaged(&self, digest: &Digest, of: &Arc<Checks>, piece: PieceIndex, error: &io::Error) {
+        if !is_damage(error) {
+            return;
+        }
+        of.failed(piece);
+        let _admission = lock(&self.admission);
+        let current = lock(&self.index).is_committed_as(digest, of);
+        if current {
+            let path = self.layout.blob_dir(digest);
+            error!(%digest, piece = piece.get(), path = %path.display(), %error, "a blob has rotted on the disk: dropping it");
+            self.corrupt_blobs.fetch_add(1, Ordering::Relaxed);
+            self.drop_slot(digest);
+        }
+    }
+
     pub(super) fn trim(&self) -> io::Result<()> {
         let _admission = lock(&self.admission);
         let plan = self.plan(None, 0)?;
@@ -318,4 +356,11 @@ impl Shared {
             warn!(path = %dir.display(), %error, "cannot remove from the store");
         }
     }
+}
+
+/// Tells errors of reading that the content of a file is at fault for, from those of the moment.
+fn is_damage(error: &io::Error) -> bool {
+    let lost = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
+    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
+    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| lost.contains(&code))
 }

@@ -5,6 +5,7 @@ mod eviction;
 mod model;
 mod opening;
 mod partials;
+mod rot;
 mod seals;
 
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use shoal_meta::{Digest, Geometry, PieceHash, PieceIndex};
 
 use crate::host::{Host, Space};
-use crate::{Blob, Budget, Config, OpenError, Partial, Store};
+use crate::{Blob, Budget, Config, OpenError, Partial, Store, lock};
 
 const PIECE: u64 = 16 * 1024;
 
