@@ -65,6 +65,8 @@ pub(crate) struct Limits {
 pub(crate) struct Plan {
     pub(crate) victims: Vec<Digest>,
     pub(crate) available_bytes: u64,
+    /// Whether the disk would have no room at all even then, whatever the budget allows.
+    pub(crate) disk_is_full: bool,
 }
 
 /// Sums over the slots.
@@ -133,8 +135,13 @@ impl Index {
     }
 
     /// Takes a slot out for eviction unless it was pinned since it was chosen.
-    pub(crate) fn remove_unpinned(&mut self, digest: &Digest) -> Option<Kind> {
-        if self.slots.get(digest)?.is_pinned() { None } else { self.remove(digest) }
+    pub(crate) fn take_unpinned(&mut self, digest: &Digest) -> Option<Slot> {
+        if self.slots.get(digest)?.is_pinned() { None } else { self.slots.remove(digest) }
+    }
+
+    /// Puts a slot back that could not be evicted.
+    pub(crate) fn put_back(&mut self, digest: Digest, slot: Slot) {
+        self.slots.insert(digest, slot);
     }
 
     /// Tells whether this very partial, not a later one of the same digest, is in the index.
@@ -192,7 +199,8 @@ impl Index {
         let evictable = self.slots.iter().filter(|(digest, slot)| !slot.is_pinned() && Some(*digest) != spare);
         let mut evictable = evictable.map(|(digest, slot)| (slot.used, *digest, slot.bytes)).collect::<Vec<_>>();
         evictable.sort_unstable();
-        let available = room + evictable.iter().map(|(_, _, bytes)| i128::from(*bytes)).sum::<i128>();
+        let evictable_bytes = evictable.iter().map(|(_, _, bytes)| i128::from(*bytes)).sum::<i128>();
+        let (available, disk_is_full) = (room + evictable_bytes, on_disk + evictable_bytes <= 0);
 
         let mut victims = Vec::new();
         for (_, digest, bytes) in evictable {
@@ -202,7 +210,7 @@ impl Index {
             room += i128::from(bytes);
             victims.push(digest);
         }
-        Plan { victims, available_bytes: u64::try_from(available.max(0)).unwrap_or(u64::MAX) }
+        Plan { victims, available_bytes: u64::try_from(available.max(0)).unwrap_or(u64::MAX), disk_is_full }
     }
 
     /// Sums up.
@@ -225,6 +233,10 @@ impl Index {
 }
 
 impl Slot {
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
     fn is_pinned(&self) -> bool {
         match &self.kind {
             Kind::Committed { live, .. } => live.strong_count() > 0,

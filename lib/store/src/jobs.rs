@@ -1,12 +1,15 @@
 //! Runs disk and hash work on tokio's blocking threads, so many at a time.
 //!
 //! Called by the async methods of this crate. Each kind has its own limit: a commit that waits for the disk must not
-//! hold up pieces, nor pieces that wait for a core the reads of a body.
+//! hold up pieces, nor pieces that wait for a core the reads of a body. A disk that does not answer keeps its threads, and no
+//! more than that: who waits for them hears so in time.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Reads of verified bytes at once; each holds one pooled buffer and mostly waits for the disk.
 const READS_MAX: usize = 32;
@@ -18,6 +21,13 @@ const COMMITS_MAX: usize = 2;
 const CHANGES_MAX: usize = 2;
 /// Pieces hashed and written at once, whatever the number of cores.
 const PIECES_MAX: usize = 8;
+
+/// How long reads may take with their wait in line: a body goes on elsewhere then.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a piece may take: so long that all of those in flight get through on a disk of 5 MB/s.
+const PIECE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long creations and removals may take: a pull's first byte waits for them, and clients wait five seconds.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Kinds of work, each with its own limit.
 pub(crate) struct Jobs {
@@ -34,18 +44,22 @@ pub(crate) struct Jobs {
 }
 
 /// One kind of work.
-pub(crate) struct Kind(Arc<Semaphore>);
+pub(crate) struct Kind {
+    turns: Arc<Semaphore>,
+    /// None for work that nobody waits for and that may take long.
+    patience: Option<Duration>,
+}
 
 impl Jobs {
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let kind = |limit| Kind(Arc::new(Semaphore::new(limit)));
+        let kind = |limit, patience| Kind { turns: Arc::new(Semaphore::new(limit)), patience };
         Self {
-            pieces: kind(cores.clamp(2, PIECES_MAX)),
-            reads: kind(READS_MAX),
-            checks: kind((2 * cores).clamp(4, CHECKS_MAX)),
-            commits: kind(COMMITS_MAX),
-            changes: kind(CHANGES_MAX),
+            pieces: kind(cores.clamp(2, PIECES_MAX), Some(PIECE_PATIENCE)),
+            reads: kind(READS_MAX, Some(READ_PATIENCE)),
+            checks: kind((2 * cores).clamp(4, CHECKS_MAX), Some(READ_PATIENCE)),
+            commits: kind(COMMITS_MAX, None),
+            changes: kind(CHANGES_MAX, Some(CHANGE_PATIENCE)),
         }
     }
 }
@@ -54,15 +68,21 @@ impl Kind {
     /// Runs a job when its turn comes. Once begun it ends, even if the future is dropped.
     ///
     /// # Errors
-    /// When the runtime shuts down before the job began.
+    /// `TimedOut` when that takes too long; `Interrupted` when the runtime shuts down before the job began.
     pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        let permit = self.0.clone().acquire_owned().await.expect("the store never closes its semaphores");
-        run(move || {
-            let out = job();
-            drop(permit);
-            out
-        })
-        .await
+        let work = async {
+            let turn = self.turns.clone().acquire_owned().await.expect("the store never closes its semaphores");
+            run(move || {
+                let out = job();
+                drop(turn);
+                out
+            })
+            .await
+        };
+        match self.patience {
+            Some(patience) => timeout(patience, work).await.unwrap_or_else(|_elapsed| Err(stalled())),
+            None => work.await,
+        }
     }
 }
 
@@ -70,6 +90,10 @@ impl Kind {
 pub(crate) async fn run<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(job).await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_cancelled) => io::Error::other("the runtime is shutting down"),
+        Err(_cancelled) => io::Error::new(io::ErrorKind::Interrupted, "the runtime is shutting down"),
     })
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer in time")
 }

@@ -7,13 +7,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use shoal_meta::{Digest, Geometry, PeerId};
 use tracing::warn;
 
-use crate::{OpenError, pieces_file};
+use crate::host::Host;
+use crate::{OpenError, lock, pieces_file};
 
 /// The layout this program writes, and the newest it reads.
 const VERSION: u32 = 1;
@@ -23,8 +25,8 @@ const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 pub(crate) struct Layout {
     root: PathBuf,
     trashed: AtomicU64,
-    /// Locked while this store lives; two stores on one directory would undo each other's work.
-    _lock: File,
+    /// Locked while this store lives, once it is open; two stores on one directory would undo each other's work.
+    lock: Mutex<Option<File>>,
 }
 
 /// A blob or a partial found on disk, whole as far as sizes tell.
@@ -40,27 +42,73 @@ pub(crate) struct Found {
 }
 
 impl Layout {
-    /// Locks the root and makes what is missing in it.
-    pub(crate) fn open(root: PathBuf) -> Result<(Self, PeerId), OpenError> {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { root, trashed: AtomicU64::new(0), lock: Mutex::new(None) }
+    }
+
+    /// Locks the root and makes what is missing in it, be it for the first time or because somebody removed it. Gives the peer
+    /// id kept in it, which is the one `in_use` when there is none to read.
+    pub(crate) fn prepare(&self, host: &Host, in_use: Option<PeerId>) -> Result<PeerId, OpenError> {
+        self.make(host)?;
+        Ok(self.peer_id(host, in_use))
+    }
+
+    /// A read-only file system is taken as it is.
+    fn make(&self, host: &Host) -> Result<(), OpenError> {
+        let root = &self.root;
         let disk = |source| OpenError::Disk { root: root.clone(), source };
-        fs::create_dir_all(&root).map_err(disk)?;
-        let version = check_version(&root)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(root.join("lock")).map_err(disk)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { root }),
-            Err(fs::TryLockError::Error(error)) => return Err(disk(error)),
-        }
+        fs::create_dir_all(root).map_err(disk)?;
+        host.step("root made").map_err(disk)?;
+        let version = check_version(root)?;
+        let file = match File::options().create(true).truncate(false).write(true).open(root.join("lock")) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && version.is_some() => {
+                return self.take(File::open(root.join("lock")).map_err(disk)?);
+            }
+            opened => opened.map_err(disk)?,
+        };
+        self.take(file)?;
+        host.step("lock made").map_err(disk)?;
         if version.is_none() {
-            write_whole(&root, "version", &format!("{VERSION}\n")).map_err(disk)?;
+            write_whole(host, root, "version", &format!("{VERSION}\n")).map_err(disk)?;
         }
         fs::create_dir_all(root.join("partial")).map_err(disk)?;
         for algorithm in ALGORITHMS {
             fs::create_dir_all(root.join("blobs").join(algorithm)).map_err(disk)?;
         }
-        sync_dir(&root.join("blobs")).and_then(|()| sync_dir(&root)).map_err(disk)?;
-        let peer_id = peer_id(&root).map_err(disk)?;
-        Ok((Self { root, trashed: AtomicU64::new(0), _lock: lock }, peer_id))
+        host.step("rooms made").map_err(disk)?;
+        sync_dir(&root.join("blobs")).and_then(|()| sync_dir(root)).map_err(disk)
+    }
+
+    /// Locks the lock file, unless it is locked by this very store.
+    fn take(&self, file: File) -> Result<(), OpenError> {
+        let disk = |source| OpenError::Disk { root: self.root.clone(), source };
+        let identity = |file: &File| file.metadata().map(|about| (about.dev(), about.ino()));
+        let mut held = lock(&self.lock);
+        if let Some(held) = &*held
+            && identity(held).map_err(disk)? == identity(&file).map_err(disk)?
+        {
+            return Ok(());
+        }
+        match file.try_lock() {
+            Ok(()) => *held = Some(file),
+            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { root: self.root.clone() }),
+            Err(fs::TryLockError::Error(error)) => return Err(disk(error)),
+        }
+        Ok(())
+    }
+
+    /// A disk that does not take it costs the next run another one.
+    fn peer_id(&self, host: &Host, in_use: Option<PeerId>) -> PeerId {
+        match fs::read_to_string(self.root.join("peer_id")).map(|text| text.trim().parse()) {
+            Ok(Ok(peer_id)) => return peer_id,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(Err(_)) | Err(_) => warn!("the peer id in the store cannot be read: drawing a new one"),
+        }
+        let peer_id = in_use.unwrap_or_else(|| PeerId(rand::random()));
+        if let Err(error) = write_whole(host, &self.root, "peer_id", &format!("{peer_id}\n")) {
+            warn!(%error, "cannot keep the peer id in the store");
+        }
+        peer_id
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -129,22 +177,6 @@ fn check_version(root: &Path) -> Result<Option<u32>, OpenError> {
     }
 }
 
-/// Reads the peer id, or draws one when there is none to read.
-fn peer_id(root: &Path) -> io::Result<PeerId> {
-    match fs::read_to_string(root.join("peer_id")).map(|text| text.trim().parse()) {
-        Ok(Ok(peer_id)) => return Ok(peer_id),
-        Ok(Err(_)) => warn!("the peer id in the store is damaged: drawing a new one"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            warn!("the peer id in the store is damaged: drawing a new one");
-        }
-        Err(error) => return Err(error),
-    }
-    let peer_id = PeerId(rand::random());
-    write_whole(root, "peer_id", &format!("{peer_id}\n"))?;
-    Ok(peer_id)
-}
-
 /// Tells what a directory holds; removes it when that is not a blob or partial of this digest.
 fn inspect(path: &Path, digest: Option<Digest>, committed: bool) -> Option<Found> {
     let found = digest.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData)).and_then(|digest| {
@@ -187,11 +219,13 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn write_whole(root: &Path, name: &str, content: &str) -> io::Result<()> {
+fn write_whole(host: &Host, root: &Path, name: &str, content: &str) -> io::Result<()> {
     let new = root.join(format!("{name}.new"));
     fs::write(&new, content)?;
+    host.step("small file")?;
     File::open(&new)?.sync_all()?;
     fs::rename(&new, root.join(name))?;
+    host.step("small file in place")?;
     sync_dir(root)
 }
 

@@ -13,6 +13,7 @@
 
 mod blob;
 mod checks;
+mod health;
 mod host;
 mod index;
 mod jobs;
@@ -28,6 +29,7 @@ mod whole;
 mod tests;
 
 pub use blob::{Blob, Region, Source};
+pub use health::Health;
 pub use partial::{CommitError, ExtendError, Partial, WriteError};
 pub use pool::{BufferPool, PooledBuf};
 pub use store::{Budget, Config, OpenError, PartialError, Store, Usage};

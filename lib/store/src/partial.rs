@@ -152,7 +152,8 @@ impl Partial {
         lock(&self.0.state).extend(first, hashes)?;
         let inner = self.0.clone();
         let persist = move || inner.persist();
-        self.0.store.jobs.pieces.run(persist).await.and_then(|done| done).map_err(ExtendError::Disk)
+        let persisted = self.0.store.jobs.pieces.run(persist).await.and_then(|done| done);
+        persisted.inspect_err(|error| self.0.store.refused(error)).map_err(ExtendError::Disk)
     }
 
     /// Verifies what an earlier run left on disk against the hashes known, and what came from upstream before they were,
@@ -215,7 +216,11 @@ impl Partial {
         }
         let inner = self.0.clone();
         let write = move || inner.write(piece, &blocks, sender);
-        self.0.store.jobs.pieces.run(write).await.map_err(WriteError::Disk)?
+        let written = self.0.store.jobs.pieces.run(write).await.map_err(WriteError::Disk).and_then(|done| done);
+        if let Err(WriteError::Disk(error)) = &written {
+            self.0.store.refused(error);
+        }
+        written
     }
 
     /// Checks the whole blob's digest and makes the partial a committed blob, durably and atomically. Handles on
@@ -225,7 +230,12 @@ impl Partial {
     /// See [`CommitError`].
     pub async fn commit(&self) -> Result<Blob, CommitError> {
         let inner = self.0.clone();
-        self.0.store.jobs.commits.run(move || inner.commit()).await.map_err(CommitError::Disk)?
+        let committed = self.0.store.jobs.commits.run(move || inner.commit()).await;
+        let committed = committed.map_err(CommitError::Disk).and_then(|done| done);
+        if let Err(CommitError::Disk(error)) = &committed {
+            self.0.store.refused(error);
+        }
+        committed
     }
 
     /// Removes the partial, for all who hold it. Does nothing once it is committed.

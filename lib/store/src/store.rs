@@ -2,6 +2,7 @@
 //!
 //! Used by the peer driver, the agent and the origin. The work behind it is in `shared`.
 
+mod room;
 mod seals;
 mod shared;
 
@@ -12,10 +13,10 @@ use std::sync::Arc;
 
 use shoal_meta::{Digest, Geometry, PeerId};
 use tokio::sync::broadcast;
-use tracing::warn;
+use tracing::{debug, error, info};
 
 use crate::host::Host;
-use crate::{Blob, BufferPool, Partial, jobs, lock, scrub};
+use crate::{Blob, BufferPool, Health, Partial, jobs, lock, scrub};
 pub(crate) use shared::Shared;
 
 /// Where a store lies and how much of the disk it may take.
@@ -135,17 +136,50 @@ impl Store {
         Self::open_on(Host::real(), config).await
     }
 
-    pub(crate) async fn open_on(host: Host, config: Config) -> Result<Self, OpenError> {
-        let root = config.root.clone();
-        let opened = jobs::run(move || Shared::open(host, config)).await;
-        let shared = opened.map_err(|source| OpenError::Disk { root, source })??;
-        Ok(Self(Arc::new(shared)))
+    /// Opens a store as [`Store::open`] does. One that cannot be opened is [`Health::Closed`] instead: it holds nothing and takes
+    /// nothing until [`Store::trim`] can open it.
+    pub async fn open_or_pass(config: Config) -> Self {
+        Self::open_or_pass_on(Host::real(), config).await
     }
 
-    /// The name of this node among its peers: drawn when the store was made, kept with it.
+    pub(crate) async fn open_on(host: Host, config: Config) -> Result<Self, OpenError> {
+        let store = Self(Arc::new(Shared::new(host, config)));
+        store.try_open().await?;
+        Ok(store)
+    }
+
+    pub(crate) async fn open_or_pass_on(host: Host, config: Config) -> Self {
+        let store = Self(Arc::new(Shared::new(host, config)));
+        if let Err(error) = store.try_open().await {
+            let error = &error as &dyn std::error::Error;
+            error!(error, "the store cannot be opened: every blob passes by it until it can");
+        }
+        store
+    }
+
+    async fn try_open(&self) -> Result<(), OpenError> {
+        let shared = self.0.clone();
+        let opened = jobs::run(move || shared.open()).await;
+        opened.map_err(|source| OpenError::Disk { root: self.root().to_owned(), source })?
+    }
+
+    /// The name of this node among its peers: drawn when the store was made, kept with it. That of a closed store is drawn anew by
+    /// every run.
     #[must_use]
     pub fn peer_id(&self) -> PeerId {
-        self.0.peer_id
+        self.0.peer_id()
+    }
+
+    /// Whether it takes blobs.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.0.condition.health()
+    }
+
+    /// Why it does not take blobs, in words; none while it does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.0.condition.why()
     }
 
     /// Gives a committed blob and counts as a use of it. It is not evicted while a clone of the handle lives.
@@ -199,9 +233,14 @@ impl Store {
     /// # Errors
     /// See [`PartialError`].
     pub async fn partial(&self, digest: Digest, geometry: Geometry) -> Result<Partial, PartialError> {
+        self.0.condition.check().map_err(PartialError::Disk)?;
         let shared = self.0.clone();
         let open = move || shared.partial(digest, geometry);
-        self.0.jobs.changes.run(open).await.map_err(PartialError::Disk)?
+        let opened = self.0.jobs.changes.run(open).await.map_err(PartialError::Disk).and_then(|done| done);
+        if let Err(PartialError::Disk(error)) = &opened {
+            self.0.refused(error);
+        }
+        opened
     }
 
     /// Removes a blob or partial. Handles on a blob stay readable; those on a partial are withdrawn.
@@ -213,12 +252,20 @@ impl Store {
 
     /// Evicts until the budget and the free-space floor are kept again, as far as what is not in use allows.
     ///
-    /// [`Self::partial`] does this for its own needs; call it now and then, as others fill the disk too.
+    /// [`Self::partial`] does this for its own needs; call it now and then, as others fill the disk too. A store that is
+    /// closed is opened, if that can be done by now.
     pub async fn trim(&self) {
+        if self.health() == Health::Closed {
+            match self.try_open().await {
+                Ok(()) => info!(root = %self.root().display(), "the store is open"),
+                Err(error) => debug!(%error, "the store cannot be opened yet"),
+            }
+            return;
+        }
         let shared = self.0.clone();
         let trimmed = self.0.jobs.changes.run(move || shared.trim()).await.and_then(|done| done);
         if let Err(error) = trimmed {
-            warn!(%error, "cannot tell the free space of the store's disk");
+            self.0.refused(&error);
         }
     }
 

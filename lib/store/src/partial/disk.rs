@@ -98,6 +98,7 @@ impl PartialInner {
             self.store.host.step("block").map_err(WriteError::Disk)?;
             offset += block.len() as u64;
         }
+        self.store.condition.well(self.store.layout.root());
         if lock(&self.state).written(piece)? {
             let bytes = u64::from(self.geometry.length_of(piece));
             self.unwritten.update(Ordering::Relaxed, Ordering::Relaxed, |left| left.saturating_sub(bytes));
@@ -267,8 +268,8 @@ impl PartialInner {
             let mut index = lock(&self.store.index);
             index.is_current(&self.digest, self) && index.remove(&self.digest).is_some()
         };
-        if current {
-            self.store.trash(&self.store.layout.partial_dir(&self.digest));
+        if current && let Err(error) = self.store.trash(&self.store.layout.partial_dir(&self.digest)) {
+            warn!(digest = %self.digest, %error, "cannot remove from the store");
         }
     }
 

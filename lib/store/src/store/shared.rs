@@ -5,21 +5,20 @@
 
 use std::fs::{self, File, FileTimes};
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use rustix::io::Errno;
-use shoal_meta::{Digest, Geometry, Metainfo, PeerId, PieceIndex};
+use shoal_meta::{Digest, Geometry, Metainfo, PeerId};
 use tokio::sync::broadcast;
 use tracing::{debug, error, warn};
 
-use super::{Config, OpenError, PartialError, Usage};
+use super::{Budget, Config, OpenError, PartialError, Usage};
 use crate::blob::BlobInner;
 use crate::checks::Checks;
+use crate::health::Condition;
 use crate::host::Host;
-use crate::index::{Index, Kind, Limits, Plan};
+use crate::index::{Index, Kind};
 use crate::jobs::Jobs;
 use crate::layout::{self, Layout, sync_dir};
 use crate::partial::{PartialInner, same_cut};
@@ -38,16 +37,18 @@ pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) jobs: Jobs,
     pub(crate) pool: BufferPool,
-    pub(crate) peer_id: PeerId,
+    pub(crate) condition: Condition,
+    peer_id: OnceLock<PeerId>,
     pub(crate) index: Mutex<Index>,
     /// Held by one at a time who creates, publishes or removes a directory.
     pub(crate) admission: Mutex<()>,
     pub(crate) gone: broadcast::Sender<Digest>,
-    budget_bytes: u64,
-    floor_bytes: u64,
+    pub(super) budget: Budget,
+    /// The most bytes to hold; none while it is closed.
+    pub(super) budget_bytes: AtomicU64,
     opened: SystemTime,
-    evictions: AtomicU64,
-    corrupt_blobs: AtomicU64,
+    pub(super) evictions: AtomicU64,
+    pub(super) corrupt_blobs: AtomicU64,
 }
 
 /// What a new partial finds.
@@ -60,14 +61,49 @@ enum Before {
 }
 
 impl Shared {
-    pub(super) fn open(host: Host, config: Config) -> Result<Self, OpenError> {
-        let root = config.root.clone();
-        let disk = |source| OpenError::Disk { root: root.clone(), source };
-        let (layout, peer_id) = Layout::open(config.root)?;
-        let tenth = (host.probe)(&root).map_err(disk)?.total_bytes / 10;
-        let budget_bytes = config.budget.bytes_max.unwrap_or(tenth.clamp(GIB, 50 * GIB));
-        let mut index = Index::default();
-        for found in layout.scan().map_err(disk)? {
+    /// A store that is closed.
+    pub(super) fn new(host: Host, config: Config) -> Self {
+        Self {
+            layout: Layout::new(config.root),
+            opened: (host.clock)(),
+            host,
+            jobs: Jobs::new(),
+            pool: BufferPool::new(READ_BYTES_MAX),
+            condition: Condition::closed(),
+            peer_id: OnceLock::new(),
+            index: Mutex::default(),
+            admission: Mutex::new(()),
+            gone: broadcast::channel(GONE_MAX).0,
+            budget: config.budget,
+            budget_bytes: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            corrupt_blobs: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens a closed store.
+    pub(super) fn open(&self) -> Result<(), OpenError> {
+        let opened = self.fill();
+        match &opened {
+            Ok(()) => {
+                self.condition.opened();
+                if let Err(error) = self.trim() {
+                    self.refused(&error);
+                }
+            }
+            Err(error) => self.condition.refused_to_open(chain(error)),
+        }
+        opened
+    }
+
+    fn fill(&self) -> Result<(), OpenError> {
+        let disk = |source| OpenError::Disk { root: self.layout.root().to_owned(), source };
+        let peer_id = self.layout.prepare(&self.host, self.peer_id.get().copied())?;
+        self.peer_id.get_or_init(|| peer_id);
+        let tenth = (self.host.probe)(self.layout.root()).map_err(disk)?.total_bytes / 10;
+        let budget_bytes = self.budget.bytes_max.unwrap_or(tenth.clamp(GIB, 50 * GIB));
+        self.budget_bytes.store(budget_bytes, Ordering::Relaxed);
+        for found in self.layout.scan().map_err(disk)? {
             let kind = match found.committed {
                 true => {
                     let (live, checks) = (Weak::new(), Arc::default());
@@ -75,26 +111,18 @@ impl Shared {
                 }
                 false => Kind::Partial { geometry: found.geometry, live: Weak::new(), unwritten: Arc::default() },
             };
-            index.insert(found.digest, found.bytes, kind);
+            lock(&self.index).insert(found.digest, found.bytes, kind);
         }
-        let opened = (host.clock)();
-        let shared = Self {
-            layout,
-            host,
-            jobs: Jobs::new(),
-            pool: BufferPool::new(READ_BYTES_MAX),
-            peer_id,
-            index: Mutex::new(index),
-            admission: Mutex::new(()),
-            gone: broadcast::channel(GONE_MAX).0,
-            budget_bytes,
-            floor_bytes: config.budget.free_floor_bytes,
-            opened,
-            evictions: AtomicU64::new(0),
-            corrupt_blobs: AtomicU64::new(0),
-        };
-        shared.trim().map_err(disk)?;
-        Ok(shared)
+        Ok(())
+    }
+
+    pub(super) fn peer_id(&self) -> PeerId {
+        *self.peer_id.get_or_init(|| PeerId(rand::random()))
+    }
+
+    /// The disk refused something: said once.
+    pub(crate) fn refused(&self, error: &io::Error) {
+        self.condition.refused(self.layout.root(), error);
     }
 
     pub(super) fn contains(&self, digest: &Digest) -> bool {
@@ -106,7 +134,8 @@ impl Shared {
         let evictions = self.evictions.load(Ordering::Relaxed);
         let corrupt_blobs = self.corrupt_blobs.load(Ordering::Relaxed);
         let (blobs, partials) = (totals.blobs, totals.partials);
-        Usage { bytes: totals.bytes, budget_bytes: self.budget_bytes, blobs, partials, evictions, corrupt_blobs }
+        let budget_bytes = self.budget_bytes.load(Ordering::Relaxed);
+        Usage { bytes: totals.bytes, budget_bytes, blobs, partials, evictions, corrupt_blobs }
     }
 
     /// How long it has been open, as far as the clock tells.
@@ -163,8 +192,8 @@ impl Shared {
             match self.before(&digest, &geometry) {
                 Before::Live(partial) if partial.0.is_cut_as(&geometry) => return Ok(partial),
                 Before::Live(partial) => return Err(PartialError::GeometryMismatch { known: partial.geometry() }),
-                Before::Resumable => return self.begin(digest, geometry, true),
-                Before::Nothing => return self.begin(digest, geometry, false),
+                Before::Resumable => return self.begin_somewhere(digest, geometry, true),
+                Before::Nothing => return self.begin_somewhere(digest, geometry, false),
                 Before::Committed => {}
             }
             // Opening a blob may find it damaged, and removing it takes the lock.
@@ -175,6 +204,24 @@ impl Shared {
             if self.contains(&digest) {
                 return Err(PartialError::Disk(io::Error::other("a committed blob cannot be opened")));
             }
+        }
+    }
+
+    /// Begins, in directories made again if somebody has removed them. Admission is held by the caller.
+    fn begin_somewhere(
+        self: &Arc<Self>,
+        digest: Digest,
+        geometry: Geometry,
+        resumable: bool,
+    ) -> Result<Partial, PartialError> {
+        match self.begin(digest, geometry, resumable) {
+            Err(PartialError::Disk(error)) if error.kind() == io::ErrorKind::NotFound => {
+                warn!(root = %self.layout.root().display(), "the store's directories are gone: making them again");
+                let prepared = self.layout.prepare(&self.host, Some(self.peer_id()));
+                prepared.map_err(|error| PartialError::Disk(as_io(error)))?;
+                self.begin(digest, geometry, resumable)
+            }
+            begun => begun,
         }
     }
 
@@ -229,7 +276,7 @@ impl Shared {
     fn create(self: &Arc<Self>, digest: Digest, geometry: Geometry) -> io::Result<PartialInner> {
         let dir = self.layout.partial_dir(&digest);
         if dir.exists() {
-            self.trash(&dir);
+            self.trash(&dir)?;
         }
         let created = fs::create_dir(&dir).and_then(|()| {
             self.host.step("partial made")?;
@@ -240,14 +287,14 @@ impl Shared {
             self.host.step("pieces made")?;
             PartialInner::new(self.clone(), Metainfo::new(digest, geometry), data, pieces, false)
         });
-        created.inspect_err(|_| self.trash(&dir))
+        created.inspect_err(|_| _ = self.trash(&dir))
     }
 
     /// Renames a complete partial's directory among the blobs. Admission is held by the caller.
     pub(crate) fn publish_dir(&self, digest: &Digest) -> io::Result<()> {
         let blob = self.layout.blob_dir(digest);
         if blob.exists() {
-            self.trash(&blob);
+            self.trash(&blob)?;
         }
         if let Some(shard) = blob.parent() {
             fs::create_dir_all(shard)?;
@@ -260,107 +307,19 @@ impl Shared {
         self.host.step("renamed")?;
         self.layout.blob_dir(digest).ancestors().skip(1).take(2).try_for_each(sync_dir)
     }
-
-    pub(super) fn remove(&self, digest: &Digest) {
-        let _admission = lock(&self.admission);
-        self.drop_slot(digest);
-    }
-
-    /// Drops a blob of which a piece cannot be read or is not what its hash says; by now it may be another of the same digest,
-    /// which stays.
-    pub(crate) fn drop_if_damaged(&self, digest: &Digest, of: &Arc<Checks>, piece: PieceIndex, error: &io::Error) {
-        if !is_damage(error) {
-            return;
-        }
-        of.failed(piece);
-        let _admission = lock(&self.admission);
-        let current = lock(&self.index).is_committed_as(digest, of);
-        if current {
-            let path = self.layout.blob_dir(digest);
-            error!(%digest, piece = piece.get(), path = %path.display(), %error, "a blob has rotted on the disk: dropping it");
-            self.corrupt_blobs.fetch_add(1, Ordering::Relaxed);
-            self.drop_slot(digest);
-        }
-    }
-
-    pub(super) fn trim(&self) -> io::Result<()> {
-        let _admission = lock(&self.admission);
-        let plan = self.plan(None, 0)?;
-        self.evict(&plan.victims);
-        Ok(())
-    }
-
-    /// Evicts so that a blob of `length` bytes can be on disk whole. Evicts nothing when that would not suffice.
-    fn make_room(&self, digest: &Digest, length: u64) -> Result<(), PartialError> {
-        let needed = length.saturating_sub(lock(&self.index).bytes(digest));
-        let plan = self.plan(Some(digest), needed).map_err(PartialError::Disk)?;
-        if plan.available_bytes < needed {
-            return Err(PartialError::NoSpace { needed, available: plan.available_bytes });
-        }
-        self.evict(&plan.victims);
-        Ok(())
-    }
-
-    fn plan(&self, spare: Option<&Digest>, need: u64) -> io::Result<Plan> {
-        let free_bytes = (self.host.probe)(self.layout.root())?.free_bytes;
-        let limits = Limits { budget_bytes: self.budget_bytes, free_bytes, floor_bytes: self.floor_bytes };
-        Ok(lock(&self.index).plan(need, spare, limits))
-    }
-
-    fn evict(&self, victims: &[Digest]) {
-        for digest in victims {
-            let removed = lock(&self.index).remove_unpinned(digest);
-            if let Some(kind) = removed {
-                debug!(%digest, "evicting");
-                self.evictions.fetch_add(1, Ordering::Relaxed);
-                self.clear(digest, &kind);
-            }
-        }
-    }
-
-    /// Takes a blob or partial out of the index and off the disk. Admission is held by the caller.
-    fn drop_slot(&self, digest: &Digest) {
-        let removed = lock(&self.index).remove(digest);
-        if let Some(kind) = removed {
-            self.clear(digest, &kind);
-        }
-    }
-
-    /// Takes off the disk what was taken out of the index.
-    fn clear(&self, digest: &Digest, kind: &Kind) {
-        match kind {
-            Kind::Committed { .. } => {
-                self.trash(&self.layout.blob_dir(digest));
-                // Nobody listening is fine.
-                let _ = self.gone.send(*digest);
-            }
-            Kind::Partial { live, .. } => {
-                if let Some(partial) = live.upgrade() {
-                    partial.end_withdrawn();
-                }
-                self.trash(&self.layout.partial_dir(digest));
-            }
-        }
-    }
-
-    /// Removes a directory: out of the way at once by a rename, then its content. A crash between leaves debris.
-    pub(crate) fn trash(&self, dir: &Path) {
-        let trash = self.layout.trash_dir();
-        let removed = fs::rename(dir, &trash).and_then(|()| {
-            self.host.step("trashed")?;
-            fs::remove_dir_all(&trash)
-        });
-        if let Err(error) = removed
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(path = %dir.display(), %error, "cannot remove from the store");
-        }
-    }
 }
 
-/// Tells errors of reading that the content of a file is at fault for, from those of the moment.
-fn is_damage(error: &io::Error) -> bool {
-    let lost = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
-    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
-    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| lost.contains(&code))
+/// An error and its cause in one line.
+fn chain(error: &OpenError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+fn as_io(error: OpenError) -> io::Error {
+    match error {
+        OpenError::Disk { source, .. } => source,
+        error @ (OpenError::NewerVersion { .. } | OpenError::NotAStore { .. } | OpenError::InUse { .. }) => {
+            io::Error::other(error)
+        }
+    }
 }

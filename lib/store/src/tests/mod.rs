@@ -1,6 +1,7 @@
 //! Facts about the store as a whole; the parts have their own beside them.
 
 mod crash;
+mod disks;
 mod eviction;
 mod model;
 mod opening;
@@ -131,4 +132,10 @@ impl Scene {
 async fn assert_whole(blob: &Blob, sample: &Sample) {
     assert_eq!(blob.read(0, sample.content.len() as u32).await.unwrap(), sample.content);
     assert_eq!(blob.metainfo().hashes(), sample.hashes());
+}
+
+/// Says that a test, or a part of it, cannot run here.
+#[expect(clippy::print_stderr, reason = "a test that could not run must not look as if it had")]
+fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
 }

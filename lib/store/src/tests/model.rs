@@ -268,7 +268,7 @@ proptest! {
 
     #[test]
     fn the_store_does_as_the_model_says(ops in prop::collection::vec(op(), 1..80)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let mut world = World::new().await;
             for op in ops {

@@ -99,7 +99,7 @@ async fn what_is_read_from_the_disk_again_is_compared_again() {
     let blob = sample.commit(&store).await;
     rot(&scene, &sample, 3);
     if !forget(&blob.region(0, 9).unwrap()) {
-        return eprintln!("SKIPPED: this file system keeps files in memory");
+        return skipped("this file system keeps files in memory");
     }
     scene.pass(61);
     assert_eq!(blob.read(9, 9).await.unwrap_err().kind(), ErrorKind::InvalidData);
@@ -200,7 +200,7 @@ async fn the_scrub_leaves_memory_as_it_was_and_pins_nothing() {
         scrub_all(&store).await;
         assert!(!region.is_cached(), "nothing stays that was not there");
     } else {
-        eprintln!("SKIPPED in part: this file system keeps files in memory");
+        skipped("in part: this file system keeps files in memory");
     }
     scene.pass(A_DAY);
     let other = Sample::new(2, 2 * PIECE);
