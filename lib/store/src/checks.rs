@@ -1,7 +1,7 @@
 //! When each piece of a committed blob was last compared with its hash.
 //!
 //! Bits rot on disks. So a piece is served only if it was compared since this process began, and one that has to be read from
-//! the disk is compared again (docs/adr/0013). Kept by the index for each blob, shared by the handles on it; does no IO.
+//! the disk is compared again (docs/adr/0014). Kept by the index for each blob, shared by the handles on it; does no IO.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

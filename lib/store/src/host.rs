@@ -1,7 +1,8 @@
-//! What the store asks of the machine besides files: the time of day and the room on the disk.
+//! What the store asks of the machine besides files: the time of day, the room on the disk, and to wait until something is on it.
 //!
 //! Made by [`crate::Store::open`]; the tests put their own in its place, and watch or fail single steps on the disk.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
@@ -18,6 +19,8 @@ type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
 type Probe = Box<dyn Fn(&Path) -> io::Result<Space> + Send + Sync>;
 #[cfg(test)]
 type Watch = Box<dyn Fn(&'static str) -> io::Result<()> + Send + Sync>;
+#[cfg(test)]
+type Synced = Box<dyn Fn(&Path) + Send + Sync>;
 
 /// The machine as the store sees it.
 pub(crate) struct Host {
@@ -25,6 +28,9 @@ pub(crate) struct Host {
     pub(crate) probe: Probe,
     #[cfg(test)]
     pub(crate) watch: Watch,
+    /// Hears of each file and directory that is on the disk now.
+    #[cfg(test)]
+    pub(crate) synced: Synced,
 }
 
 impl Host {
@@ -35,7 +41,23 @@ impl Host {
             probe: Box::new(probe),
             #[cfg(test)]
             watch: Box::new(|_| Ok(())),
+            #[cfg(test)]
+            synced: Box::new(|_| ()),
         }
+    }
+
+    /// Waits until a file, or the names in a directory, are on the disk.
+    pub(crate) fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        file.sync_all()?;
+        #[cfg(test)]
+        (self.synced)(path);
+        let _ = path;
+        Ok(())
+    }
+
+    /// Waits until a directory's names are on the disk.
+    pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.sync(&File::open(path)?, path)
     }
 
     /// Marks a point just after a change on the disk: a crash may fall there, and the tests let it.

@@ -76,7 +76,7 @@ impl Layout {
             fs::create_dir_all(root.join("blobs").join(algorithm)).map_err(disk)?;
         }
         host.step("rooms made").map_err(disk)?;
-        sync_dir(&root.join("blobs")).and_then(|()| sync_dir(root)).map_err(disk)
+        host.sync_dir(&root.join("blobs")).and_then(|()| host.sync_dir(root)).map_err(disk)
     }
 
     /// Locks the lock file, unless it is locked by this very store.
@@ -214,19 +214,14 @@ pub(crate) fn allocated(data: &fs::Metadata) -> u64 {
     (data.blocks() * 512).min(data.len())
 }
 
-/// Waits until a directory's entries are on the disk.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
 fn write_whole(host: &Host, root: &Path, name: &str, content: &str) -> io::Result<()> {
     let new = root.join(format!("{name}.new"));
     fs::write(&new, content)?;
     host.step("small file")?;
-    File::open(&new)?.sync_all()?;
+    host.sync(&File::open(&new)?, &new)?;
     fs::rename(&new, root.join(name))?;
     host.step("small file in place")?;
-    sync_dir(root)
+    host.sync_dir(root)
 }
 
 fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -3,9 +3,10 @@
 //! A [`Store`] holds whole blobs ([`Blob`]) and blobs that are still arriving ([`Partial`]). The peer driver writes
 //! pieces into partials and reads both; the agent and the origin ask what is there. The disk layout is docs/adr/0003.
 //!
-//! Goals: a byte that leaves this crate was verified, as part of its piece or of its whole blob; a crash at any
-//! moment costs at most the work since the last commit, never correctness; the disk used stays under a budget.
-//! Not goals: knowing of peers, HTTP or registries; detecting bits that rot after a blob is committed.
+//! Goals: a byte that leaves this crate was verified, as part of its piece or of its whole blob, since the process began or
+//! since it was read from the disk; a blob that has rotted is dropped; a crash at any moment costs at most the work since
+//! the last commit, never correctness; a disk that fails or stalls is an error in time; the disk used stays under a budget.
+//! Not goals: knowing of peers, HTTP or registries; mending a disk or a blob.
 //!
 //! What a crash may lose: pieces of a partial that had not reached the disk (they are found missing by
 //! [`Partial::recheck`]), and up to a minute of "last used" times. Disk work runs on blocking threads, bounded by

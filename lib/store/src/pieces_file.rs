@@ -12,6 +12,8 @@ use std::time::SystemTime;
 
 use shoal_meta::{Digest, Geometry, Metainfo, PieceHash};
 
+use crate::host::Host;
+
 const MAGIC: &[u8; 8] = b"SHOALPC2";
 const HEADER_BYTES: u64 = 32;
 const RECORD_BYTES: usize = 32;
@@ -55,9 +57,9 @@ impl PiecesFile {
     }
 
     /// Notes when the content was compared with the hashes, and waits until the file is on the disk.
-    pub(crate) fn sync(&self, compared: SystemTime) -> io::Result<()> {
+    pub(crate) fn sync(&self, compared: SystemTime, host: &Host, path: &Path) -> io::Result<()> {
         self.file.set_times(FileTimes::new().set_modified(compared))?;
-        self.file.sync_all()
+        host.sync(&self.file, path)
     }
 }
 

@@ -20,7 +20,7 @@ use super::{CommitError, PartialInner, WriteError};
 use crate::blob::BlobInner;
 use crate::checks::Checks;
 use crate::index::Kind;
-use crate::layout::{self, sync_dir};
+use crate::layout;
 use crate::pieces_file::PiecesFile;
 use crate::store::Shared;
 use crate::{Blob, lock, whole};
@@ -220,13 +220,15 @@ impl PartialInner {
 
     /// Waits until everything inside the directory is on the disk.
     fn sync(&self) -> io::Result<()> {
-        let now = (self.store.host.clock)();
+        let (host, dir) = (&self.store.host, self.store.layout.partial_dir(&self.digest));
+        let now = (host.clock)();
         self.file.set_times(FileTimes::new().set_modified(now))?;
-        self.file.sync_all()?;
-        self.store.host.step("data synced")?;
-        lock(&self.pieces).sync(now)?;
-        self.store.host.step("pieces synced")?;
-        sync_dir(&self.store.layout.partial_dir(&self.digest))
+        host.sync(&self.file, &dir.join("data"))?;
+        host.step("data synced")?;
+        lock(&self.pieces).sync(now, host, &dir.join("pieces"))?;
+        host.step("pieces synced")?;
+        host.sync_dir(&dir)?;
+        host.step("names synced")
     }
 
     /// Renames the directory among the blobs, says so, and waits until the name is on the disk.

@@ -127,7 +127,7 @@ impl Shared {
         if let Err(error) = self.host.step("trashed").and_then(|()| fs::remove_dir_all(&trash)) {
             warn!(path = %dir.display(), %error, "cannot remove from the store");
         }
-        Ok(())
+        self.host.step("removed")
     }
 }
 

@@ -20,7 +20,7 @@ use crate::health::Condition;
 use crate::host::Host;
 use crate::index::{Index, Kind};
 use crate::jobs::Jobs;
-use crate::layout::{self, Layout, sync_dir};
+use crate::layout::{self, Layout};
 use crate::partial::{PartialInner, same_cut};
 use crate::pieces_file::{self, PiecesFile};
 use crate::{Blob, BufferPool, Partial, lock};
@@ -298,6 +298,7 @@ impl Shared {
         }
         if let Some(shard) = blob.parent() {
             fs::create_dir_all(shard)?;
+            self.host.step("shard made")?;
         }
         fs::rename(self.layout.partial_dir(digest), &blob)
     }
@@ -305,7 +306,8 @@ impl Shared {
     /// Waits until the names on the way to a blob are on the disk.
     pub(crate) fn sync_blob_dir(&self, digest: &Digest) -> io::Result<()> {
         self.host.step("renamed")?;
-        self.layout.blob_dir(digest).ancestors().skip(1).take(2).try_for_each(sync_dir)
+        self.layout.blob_dir(digest).ancestors().skip(1).take(2).try_for_each(|dir| self.host.sync_dir(dir))?;
+        self.host.step("blob synced")
     }
 }
 

@@ -1,58 +1,77 @@
-//! Crashes: the disk as it is after every single change is opened again, as it is and torn; nothing wrong is served
-//! and every blob can be finished.
+//! Crashes: the disk as it is after every single change is opened again, as a killed process leaves it and as power cuts do.
+//! Nothing wrong is served, no commit that was reported is lost, and every blob can be finished.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
+use super::power::{Dice, View, root_of};
 use super::*;
 use crate::{CommitError, ExtendError};
 
-/// Copies of the store's directory, one for each change made to it.
+/// Power cuts tried at each change, each with its own luck.
+const CUTS: u64 = 6;
+
+/// The disk as a crash leaves it: copies of the store's directory, after each change made to it.
 #[derive(Clone)]
-struct Snapshots {
+struct Crashes {
     root: PathBuf,
     into: PathBuf,
-    names: Arc<Mutex<Vec<String>>>,
+    seed: u64,
+    /// What is on the disk, whatever becomes of the machine.
+    synced: Arc<Mutex<View>>,
+    /// Blobs whose commit has been reported.
+    promised: Arc<Mutex<BTreeSet<Digest>>>,
+    taken: Arc<Mutex<Vec<Crash>>>,
 }
 
-impl Snapshots {
+struct Crash {
+    root: PathBuf,
+    promised: BTreeSet<Digest>,
+}
+
+impl Crashes {
+    /// The process is killed here, or the power is cut.
     fn take(&self, step: &'static str) {
-        let mut names = self.names.lock().unwrap();
-        let name = format!("{:03} {step}", names.len());
-        copy(&self.root, &self.into.join(&name));
-        names.push(name);
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
+        let mut taken = self.taken.lock().unwrap();
+        let (number, promised) = (taken.len(), self.promised.lock().unwrap().clone());
+        let (now, synced, top) = (View::of(&self.root), self.synced.lock().unwrap(), root_of(&self.root));
+        for cut in 0..=CUTS {
+            let (root, at) = (self.into.join(format!("{number:03} {step} {cut}")), number as u64 * 100 + cut);
+            match cut {
+                0 => now.cut(&now, top, &root, &mut Dice::new(0)),
+                _ => now.cut(&synced, top, &root, &mut Dice::new(self.seed.wrapping_add(at))),
+            }
+            taken.push(Crash { root, promised: promised.clone() });
         }
     }
+
+    fn promise(&self, blob: &Blob) {
+        self.promised.lock().unwrap().insert(blob.digest());
+    }
+
+    fn release(&self, sample: &Sample) {
+        self.promised.lock().unwrap().remove(&sample.digest);
+    }
 }
 
-/// Runs a life of the store with a snapshot after every change on the disk.
-async fn snapshots(scene: &Scene, samples: &[Sample; 3]) -> Vec<PathBuf> {
-    let names = Arc::default();
-    let snapshots = Snapshots { root: scene.root(), into: scene.dir.path().join("snapshots"), names };
+/// Runs a life of the store with crashes after every change on the disk.
+async fn crashes(scene: &Scene, samples: &[Sample; 3], seed: u64) -> Vec<Crash> {
+    let (synced, promised, taken) = Default::default();
+    let crashes = Crashes { root: scene.root(), into: scene.dir.path().join("crashed"), seed, synced, promised, taken };
     let mut host = scene.host();
-    let taker = snapshots.clone();
+    let (taker, synced) = (crashes.clone(), crashes.synced.clone());
     host.watch = Box::new(move |step| {
         taker.take(step);
         Ok(())
     });
+    host.synced = Box::new(move |path| synced.lock().unwrap().add_synced(path));
     let store = Store::open_on(host, Config { root: scene.root(), budget: scene.budget }).await.unwrap();
     let [origins, peers, wrong] = samples;
 
     let partial = origins.begin(&store).await;
     origins.ingest(&partial, [0, 2, 1]).await;
-    drop(partial.commit().await.unwrap());
+    crashes.promise(&partial.commit().await.unwrap());
 
     let partial = peers.begin(&store).await;
     for (index, piece) in [3, 0, 2, 1].into_iter().enumerate() {
@@ -62,29 +81,30 @@ async fn snapshots(scene: &Scene, samples: &[Sample; 3]) -> Vec<PathBuf> {
     for piece in 0..4 {
         partial.write_piece(peers.piece(piece), peers.blocks(piece)).await.unwrap();
     }
-    drop(partial.commit().await.unwrap());
+    crashes.promise(&partial.commit().await.unwrap());
 
     let partial = wrong.begin(&store).await;
     wrong.ingest(&partial, [1]).await;
     partial.ingest_piece(wrong.piece(0), origins.blocks(0)).await.unwrap();
     assert!(matches!(partial.commit().await, Err(CommitError::DigestMismatch { .. })));
+    crashes.release(origins);
     store.remove(&origins.digest).await;
-    peers.ingest(&peers_again(&store, peers).await, [0]).await;
-    let names = snapshots.names.lock().unwrap();
-    names.iter().map(|name| snapshots.into.join(name)).collect()
-}
-
-/// Removes the blob and begins it again.
-async fn peers_again(store: &Store, sample: &Sample) -> Partial {
-    store.remove(&sample.digest).await;
-    sample.begin(store).await
+    crashes.release(peers);
+    store.remove(&peers.digest).await;
+    peers.ingest(&peers.begin(&store).await, [0]).await;
+    std::mem::take(&mut *crashes.taken.lock().unwrap())
 }
 
 /// Opens what a crash left and checks every promise: what is committed is right, what is had is right, all can be
 /// finished.
-async fn check(scene: &Scene, root: &Path, samples: &[Sample]) {
-    let store = Store::open_on(scene.host(), Config { root: root.to_owned(), budget: scene.budget }).await.unwrap();
+async fn check(scene: &Scene, crash: &Crash, samples: &[Sample]) {
+    let root = &crash.root;
     let at = root.file_name().unwrap();
+    let opened = Store::open_on(scene.host(), Config { root: root.clone(), budget: scene.budget }).await;
+    let store = opened.unwrap_or_else(|error| panic!("{at:?}: {error:?}"));
+    for digest in &crash.promised {
+        assert!(store.contains(digest), "{at:?}: a commit was reported and is lost");
+    }
     for sample in samples {
         if let Some(blob) = store.blob(&sample.digest) {
             assert_whole(&blob, sample).await;
@@ -117,43 +137,33 @@ fn samples() -> [Sample; 3] {
     [Sample::new(1, 3 * PIECE), Sample::new(2, 3 * PIECE + 9), Sample::new(3, 2 * PIECE)]
 }
 
-#[tokio::test]
-async fn a_crash_after_any_change_leaves_nothing_wrong() {
-    let (scene, samples) = (Scene::new(1 << 30), samples());
-    let snapshots = snapshots(&scene, &samples).await;
-    assert!(snapshots.len() > 40, "only {} changes seen", snapshots.len());
-    for snapshot in snapshots {
-        check(&scene, &snapshot, &samples).await;
+/// Prints how to repeat a test that fails.
+struct Seed(u64);
+
+impl Seed {
+    fn given_or(default: u64) -> Self {
+        Self(std::env::var("SHOAL_STORE_SEED").map_or(default, |seed| seed.parse().unwrap()))
+    }
+}
+
+impl Drop for Seed {
+    #[expect(clippy::print_stderr, reason = "who sees a test fail repeats it with this")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again: SHOAL_STORE_SEED={} cargo test -p shoal-store --lib", self.0);
+        }
     }
 }
 
 #[tokio::test]
-async fn a_power_cut_that_tears_the_partials_files_leaves_nothing_wrong() {
-    let (scene, samples) = (Scene::new(1 << 30), samples());
-    for (round, snapshot) in snapshots(&scene, &samples).await.into_iter().enumerate() {
-        for partial in fs::read_dir(snapshot.join("partial")).into_iter().flatten().map(Result::unwrap) {
-            tear(&partial.path(), round as u64).unwrap();
-        }
-        check(&scene, &snapshot, &samples).await;
+async fn a_crash_or_a_power_cut_after_any_change_leaves_nothing_wrong() {
+    let (scene, samples, seed) = (Scene::in_memory(), samples(), Seed::given_or(1));
+    let crashes = crashes(&scene, &samples, seed.0).await;
+    assert!(crashes.len() as u64 > 60 * (CUTS + 1), "only {} crashes seen", crashes.len());
+    for crash in crashes {
+        check(&scene, &crash, &samples).await;
+        fs::remove_dir_all(&crash.root).unwrap();
     }
-}
-
-/// Loses what a power cut may lose of files never synced: the tail of the hashes, pages of the data.
-fn tear(dir: &Path, round: u64) -> io::Result<()> {
-    let open = |name: &str| fs::File::options().write(true).open(dir.join(name));
-    if let Ok(pieces) = open("pieces") {
-        let length = pieces.metadata()?.len();
-        pieces.set_len(length.saturating_sub(round * 7 % 70))?;
-        // Grown, but never filled.
-        pieces.set_len(length)?;
-    }
-    if let Ok(data) = open("data") {
-        let page = round % 12 * 4096;
-        if page + 4096 <= data.metadata()?.len() {
-            data.write_all_at(&[if round.is_multiple_of(2) { 0 } else { 0xaa }; 4096], page)?;
-        }
-    }
-    Ok(())
 }
 
 #[tokio::test]

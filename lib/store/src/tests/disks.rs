@@ -1,8 +1,11 @@
 //! Disks that are full, read-only, slow or gone: what is held is served, the rest passes by, and all mends itself.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::sync::mpsc;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use super::*;
 use crate::{Health, PartialError, WriteError};
@@ -29,28 +32,26 @@ fn config(scene: &Scene) -> Config {
 struct Mount(PathBuf);
 
 impl Mount {
-    fn tmpfs(at: PathBuf, options: &str) -> Option<Self> {
+    /// By system calls: a process that is made for it would hold the locks of other stores for a moment.
+    fn tmpfs(at: PathBuf, size: &CStr, flags: MountFlags) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
-        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).output();
-        match mount {
-            Ok(mounted) if mounted.status.success() => Some(Self(at)),
-            failed => {
-                skipped(&format!("a file system cannot be mounted here: {failed:?}"));
+        match mount("tmpfs", &at, "tmpfs", flags, size) {
+            Ok(()) => Some(Self(at)),
+            Err(error) => {
+                skipped(&format!("a file system cannot be mounted here: {error}"));
                 None
             }
         }
     }
 
-    fn remount(&self, options: &str) {
-        let remount = format!("remount,{options}");
-        let mounted = std::process::Command::new("mount").args(["-o", &remount]).arg(&self.0).status().unwrap();
-        assert!(mounted.success());
+    fn remount(&self, flags: MountFlags) {
+        mount_remount(&self.0, flags, "").unwrap();
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
     }
 }
 
@@ -98,7 +99,7 @@ async fn a_disk_without_any_room_is_full_and_one_too_small_for_a_blob_is_not() {
 async fn a_file_system_that_fills_up_keeps_what_it_has_and_takes_more_when_there_is_room() {
     let mut scene = Scene::new(1 << 30);
     scene.budget.free_floor_bytes = 0;
-    let Some(_mount) = Mount::tmpfs(scene.root(), "size=256k") else { return };
+    let Some(_mount) = Mount::tmpfs(scene.root(), c"size=256k", MountFlags::empty()) else { return };
     // The store thinks that there is room, as it does until others have filled the disk.
     let store = scene.open().await;
     let (first, second) = (Sample::new(1, 4 * PIECE), Sample::new(2, 8 * PIECE));
@@ -123,13 +124,13 @@ async fn a_file_system_that_fills_up_keeps_what_it_has_and_takes_more_when_there
 #[tokio::test]
 async fn a_read_only_file_system_is_served_from_and_nothing_of_it_is_forgotten() {
     let mut scene = Scene::new(8 * PIECE);
-    let Some(mount) = Mount::tmpfs(scene.root(), "size=1m") else { return };
+    let Some(mount) = Mount::tmpfs(scene.root(), c"size=1m", MountFlags::empty()) else { return };
     let (held, new) = (Sample::new(1, 8 * PIECE), Sample::new(2, 2 * PIECE));
     let store = scene.open().await;
     drop(held.commit(&store).await);
     let peer_id = store.peer_id();
     drop(store);
-    mount.remount("ro");
+    mount.remount(MountFlags::RDONLY);
 
     let store = scene.open().await;
     let mut gone = store.evictions();
@@ -148,7 +149,7 @@ async fn a_read_only_file_system_is_served_from_and_nothing_of_it_is_forgotten()
     let store = Store::open_or_pass_on(scene.host(), config(&scene)).await;
     assert_eq!(store.health(), Health::ReadOnly, "though it cannot keep its budget");
     assert!(store.contains(&held.digest));
-    mount.remount("rw");
+    mount.remount(MountFlags::empty());
     store.trim().await;
     assert!(!store.contains(&held.digest));
     drop(Sample::new(3, PIECE).commit(&store).await);
