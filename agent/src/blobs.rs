@@ -302,7 +302,8 @@ impl Blobs {
                 if let Some(found) = self.find(digest) {
                     return found;
                 }
-                tracing::warn!(%digest, %error, "the store does not take a blob: passing it through");
+                // What is wrong with the disk is said once, by the store.
+                tracing::info!(%digest, %error, "the store does not take a blob: passing it through");
                 self.counters.fell_back(Fallback::Store);
                 return past;
             }
@@ -350,7 +351,7 @@ impl Blobs {
         }
     }
 
-    /// A disk that fails is for an operator to mend; the rest mends itself.
+    /// A disk that fails is for an operator to mend, whom the store has told; the rest mends itself.
     fn torrent_failed(&self, digest: &Digest, error: &TorrentError) {
         let (cause, is_disk) = match error {
             TorrentError::Failed(failure) => (failure.as_str(), matches!(failure, Failure::Disk(_))),
@@ -361,13 +362,14 @@ impl Blobs {
         self.counters.torrents_failed.with_label_values(&[cause]).inc();
         let error = error as &dyn std::error::Error;
         if is_disk {
-            tracing::error!(%digest, error, "the disk does not take a blob: passing it through");
+            tracing::info!(%digest, error, "the disk does not take a blob: passing it through");
         } else {
             tracing::warn!(%digest, error, cause, "torrent failed");
         }
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Does something until shutdown, which waits for it to end.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         self.tasks.spawn(async move {
             shutdown.run_until_cancelled(work).await;

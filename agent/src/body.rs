@@ -159,7 +159,10 @@ impl BlobReader {
                     self.blobs.counters.served_local.inc_by(bytes.len() as u64);
                     return Ok(bytes);
                 }
-                Err(error) => tracing::error!(digest = %self.digest, %error, "cannot read a blob of the store"),
+                Err(error) => {
+                    tracing::warn!(digest = %self.digest, %error, "cannot read a blob of the store: passing it through");
+                    self.blobs.counters.fell_back(Fallback::Store);
+                }
             }
         }
         self.read_past_the_store(offset, end, slice).await.map_err(|error| {

@@ -39,7 +39,7 @@ use shoal_meta::{PeerInfo, Role, Server};
 use shoal_peer::Node;
 use shoal_registry::Timing;
 use shoal_registry::upstream::{self, Upstream};
-use shoal_store::{Budget, Store};
+use shoal_store::{Budget, Health, Store};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -60,6 +60,8 @@ use pods::Pods;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the store looks whether others have filled the disk.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a store that could not be opened is tried again: the agent before this one may be about to end.
+const OPEN_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Upstream as a fallback: answers before the runtime's patience ends, and gives up soon, as the runtime has a next host.
 const UPSTREAM_TIMING: Timing = Timing {
@@ -84,7 +86,7 @@ pub struct Running {
 /// Starts an agent; it runs until `shutdown` is cancelled. Port 0 in an address takes a free one.
 ///
 /// # Errors
-/// When the configuration is refused, an address cannot be listened on, or the store cannot be opened.
+/// When the configuration is refused or an address cannot be listened on. A store that cannot be opened lets everything pass.
 pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
     config.validate()?;
     let identity = Identity::start(config.certificates.as_deref(), Part::Agent, shutdown.clone())
@@ -107,9 +109,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let front_addr = listener.local_addr()?;
     let budget =
         Budget { bytes_max: config.store_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
-    let store = Store::open(shoal_store::Config { root: config.store.clone(), budget })
-        .await
-        .context("cannot open the store (config key `store`)")?;
+    let store = Store::open_or_pass(shoal_store::Config { root: config.store.clone(), budget }).await;
     let node = Node::start(node_config(&config, identity, trackers).await, store.clone(), shutdown.clone()).await?;
 
     let metrics = Metrics::new("agent");
@@ -141,7 +141,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
             () = given.save_now_and_then() => {}
         }
     });
-    tokio::spawn(trim_now_and_then(store, shutdown));
+    blobs.spawn(trim_now_and_then(blobs.clone()));
+    blobs.spawn(async move { store.scrub().await });
     tracing::info!(front = %front_addr, admin = %admin.address(), peer = %blobs.node.info().address, "agent is up");
     Ok(Running { front_addr, blobs, admin, served, pods })
 }
@@ -260,9 +261,15 @@ fn admin_parts(metrics: &Metrics, blobs: &Arc<Blobs>) -> AdminParts {
     }
 }
 
-async fn trim_now_and_then(store: Store, shutdown: CancellationToken) {
-    let mut interval = tokio::time::interval(TRIM_INTERVAL);
-    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
+async fn trim_now_and_then(blobs: Arc<Blobs>) {
+    let store = &blobs.store;
+    loop {
+        let was_closed = store.health() == Health::Closed;
+        tokio::time::sleep(if was_closed { OPEN_INTERVAL } else { TRIM_INTERVAL }).await;
         store.trim().await;
+        if was_closed {
+            // What it holds nobody has heard of.
+            store.committed().iter().filter_map(|digest| store.blob(digest)).for_each(|blob| blobs.node.seed(&blob));
+        }
     }
 }

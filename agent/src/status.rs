@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use shoal_kit::Metrics;
+use shoal_store::Health;
 
 use crate::blobs::Blobs;
 
@@ -31,6 +32,12 @@ pub struct Status {
     pub origin_up: bool,
     /// The directory of the store.
     pub store: PathBuf,
+    /// Whether the store takes blobs: `well`, or why they pass by it.
+    pub store_state: &'static str,
+    /// What is wrong with the store, in words; none while it is well.
+    pub store_trouble: Option<String>,
+    /// Blobs of the store dropped because they had rotted on the disk.
+    pub corrupt_blobs: u64,
     /// Bytes of the store taken.
     pub store_bytes: u64,
     /// Most bytes the store may take.
@@ -106,6 +113,9 @@ impl Status {
             origins: blobs.origins.count(),
             origin_up: blobs.origins.is_up(),
             store: blobs.store.root().to_owned(),
+            store_state: blobs.store.health().as_str(),
+            store_trouble: blobs.store.trouble(),
+            corrupt_blobs: usage.corrupt_blobs,
             store_bytes: usage.bytes,
             store_max_bytes: usage.budget_bytes,
             blobs: usage.blobs,
@@ -139,12 +149,15 @@ pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
         let blobs = blobs.clone();
         metrics.counter_fn(name, help, &[(label, value)], move || read(&blobs));
     }
-    let counters: [Plain; 5] = [
+    let counters: [Plain; 6] = [
         ("sent_bytes_total", "Payload sent to peers.", |blobs| blobs.node.status().sent_bytes),
         ("pieces_total", "Pieces verified and written.", |blobs| blobs.node.status().verified_pieces),
         ("committed_blobs_total", "Blobs that became whole.", |blobs| blobs.node.status().committed_blobs),
         ("violations_total", "Connections closed for what the peer did.", |blobs| blobs.node.status().violations),
         ("cache_evictions_total", "Blobs and partials evicted.", |blobs| blobs.store.usage().evictions),
+        ("corrupt_blobs_total", "Blobs dropped as they had rotted on the disk.", |blobs| {
+            blobs.store.usage().corrupt_blobs
+        }),
     ];
     for (name, help, read) in counters {
         let blobs = blobs.clone();
@@ -163,5 +176,10 @@ pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
         let blobs = blobs.clone();
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         metrics.gauge_fn(name, help, &[], move || read(&blobs) as f64);
+    }
+    for state in Health::ALL {
+        let blobs = blobs.clone();
+        let is_now = move || f64::from(u8::from(blobs.store.health() == state));
+        metrics.gauge_fn("store_state", "1 for the state the store is in.", &[("state", state.as_str())], is_now);
     }
 }

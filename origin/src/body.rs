@@ -128,10 +128,11 @@ impl Body {
         }
     }
 
-    /// Whether the blob was given up in the midst because of the disk.
+    /// Whether the blob was given up in the midst because of the disk, or cannot be read from it.
     fn disk_failed(&self) -> bool {
         let follow = self.follow.as_ref();
-        follow.is_some_and(|follow| matches!(follow.borrow().end, Some(Err(OriginError::Disk(_)))))
+        matches!(self.holding, Holding::Whole(_))
+            || follow.is_some_and(|follow| matches!(follow.borrow().end, Some(Err(OriginError::Disk(_)))))
     }
 
     /// Waits until the byte at `offset` can be sent, and tells where what can be sent ends.

@@ -5,6 +5,7 @@
 mod ahead;
 mod authorize;
 mod clients;
+mod disks;
 mod fallback;
 mod identity;
 mod limits;

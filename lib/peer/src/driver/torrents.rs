@@ -24,8 +24,14 @@ const DISK_FAILURES_MAX: u32 = 3;
 impl Driver {
     pub(super) fn join(&mut self, now: Time, partial: Partial) -> Result<Arc<Shared>, JoinError> {
         let digest = partial.digest();
-        if let Some(entry) = self.swarm.key(&digest).and_then(|key| self.torrents.get(&key)) {
-            return Ok(entry.shared.clone());
+        if let Some(key) = self.swarm.key(&digest)
+            && let Some(entry) = self.torrents.get(&key)
+        {
+            if entry.is_leeching() || self.store.contains(&digest) {
+                return Ok(entry.shared.clone());
+            }
+            // Of a blob that has left the store, of which we have not heard yet.
+            self.close(now, key);
         }
         let (known, geometry) = (partial.metainfo().known(), partial.geometry());
         let shared = Shared::new(Source::Partial(partial));
