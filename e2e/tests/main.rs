@@ -3,6 +3,7 @@
 
 mod clients;
 mod configure;
+mod disks;
 mod faults;
 mod first_byte;
 mod kubernetes;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
             pulls::TESTS,
             clients::TESTS,
             configure::TESTS,
+            disks::TESTS,
             first_byte::TESTS,
             losses::TESTS,
             faults::TESTS,
