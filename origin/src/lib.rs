@@ -26,6 +26,7 @@ mod rooms;
 mod running;
 mod shelf;
 mod tickets;
+mod upkeep;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

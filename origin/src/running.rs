@@ -27,7 +27,7 @@ use crate::notes::Notes;
 use crate::rooms::Rooms;
 use crate::shelf::Shelf;
 use crate::tickets::Tickets;
-use crate::{Config, front};
+use crate::{Config, front, upkeep};
 
 /// How long what is being answered may take to end after shutdown began.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -115,10 +115,12 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let rooms = Rooms { gate, authorizer, manifests: Arc::new(manifests), ingests, metrics: metrics.clone() };
 
     observe(&kit, &store, &node);
+    upkeep::observe(&kit, &store);
+    let tasks = TaskTracker::new();
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(upkeep::run(store.clone())));
     let admin = admin(&kit, &rooms, store, node.clone());
     let admin = serve_admin(config.admin_listen, admin, shutdown.clone()).await?;
     let admin_addr = admin.address();
-    let tasks = TaskTracker::new();
     tasks.spawn(admin.stopped());
     tasks.spawn(front::serve(http, identity.clone(), rooms.clone(), shutdown.clone()));
     tasks.spawn(serve_grpc(
@@ -247,6 +249,9 @@ fn admin(kit: &Metrics, rooms: &Rooms, store: Store, node: Node) -> AdminParts {
                 "blobs": usage.blobs,
                 "partials": usage.partials,
                 "evictions": usage.evictions,
+                "state": store.health().as_str(),
+                "trouble": store.trouble(),
+                "corrupt_blobs": usage.corrupt_blobs,
             },
             "manifests": { "count": manifests, "bytes": manifest_bytes },
             "ingests": ingests.status(),

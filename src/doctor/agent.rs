@@ -66,6 +66,10 @@ async fn health(admin: &Mirror) -> Check {
 
 fn store(root: &Root, status: &Value) -> Option<Check> {
     let (name, path) = ("agent's store", status.get("store")?.as_str()?);
+    if let Some(trouble) = status["store_trouble"].as_str() {
+        let why = format!("{path} takes no blobs, which pass by it: {trouble}");
+        return Some(Check::warn(name, why, format!("look at the disk of {path}; the agent goes on by itself")));
+    }
     let space = root.resolve(Path::new(path)).ok().and_then(|path| rustix::fs::statvfs(root.real(&path)).ok());
     let Some(space) = space else {
         let why = format!("{path} is not on this node, as the agent runs in a container of its own");

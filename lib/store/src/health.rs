@@ -79,12 +79,20 @@ struct State {
     health: Health,
     why: Option<String>,
     since: Instant,
+    /// Full as the room was counted, and not as the disk refused a piece: pieces may be written in the room that is to stay free.
+    is_counted: bool,
+}
+
+impl State {
+    fn well() -> Self {
+        Self { health: Health::Well, why: None, since: Instant::now(), is_counted: false }
+    }
 }
 
 impl Condition {
     /// That of a store which is not open yet.
     pub(crate) fn closed() -> Self {
-        Self(Mutex::new(State { health: Health::Closed, why: None, since: Instant::now() }))
+        Self(Mutex::new(State { health: Health::Closed, ..State::well() }))
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -98,21 +106,38 @@ impl Condition {
 
     /// The store was opened.
     pub(crate) fn opened(&self) {
-        *lock(&self.0) = State { health: Health::Well, why: None, since: Instant::now() };
+        *lock(&self.0) = State::well();
     }
 
     /// The disk took a piece.
-    pub(crate) fn well(&self, root: &Path) {
+    pub(crate) fn took(&self, root: &Path) {
         let mut state = lock(&self.0);
-        if !matches!(state.health, Health::Well | Health::Closed) {
-            *state = State { health: Health::Well, why: None, since: Instant::now() };
+        if !matches!(state.health, Health::Well | Health::Closed) && !state.is_counted {
+            *state = State::well();
             info!(root = %root.display(), "the disk takes blobs again");
+        }
+    }
+
+    /// The room on the disk was counted.
+    pub(crate) fn counted(&self, root: &Path, is_full: bool) {
+        if is_full && matches!(self.health(), Health::Well | Health::Full) {
+            return self.enter(root, Health::Full, &io::ErrorKind::StorageFull.into(), true);
+        }
+        let mut state = lock(&self.0);
+        if state.is_counted && !is_full {
+            *state = State::well();
+            info!(root = %root.display(), "the disk has room again");
         }
     }
 
     /// The disk refused something.
     pub(crate) fn refused(&self, root: &Path, error: &io::Error) {
-        let Some(health) = Health::after(error) else { return };
+        if let Some(health) = Health::after(error) {
+            self.enter(root, health, error, false);
+        }
+    }
+
+    fn enter(&self, root: &Path, health: Health, error: &io::Error, is_counted: bool) {
         let mut state = lock(&self.0);
         if state.health == Health::Closed {
             return;
@@ -120,7 +145,7 @@ impl Condition {
         if state.health != health {
             error!(root = %root.display(), state = %health, %error, "the disk does not take blobs: they pass by the store");
         }
-        *state = State { health, why: Some(error.to_string()), since: Instant::now() };
+        *state = State { health, why: Some(error.to_string()), since: Instant::now(), is_counted };
     }
 
     /// The store cannot be opened.

@@ -65,7 +65,7 @@ pub(crate) struct Limits {
 pub(crate) struct Plan {
     pub(crate) victims: Vec<Digest>,
     pub(crate) available_bytes: u64,
-    /// Whether the disk would have no room at all even then, whatever the budget allows.
+    /// Whether the disk would have no room at all even then, whatever the budget allows and partials will still write.
     pub(crate) disk_is_full: bool,
 }
 
@@ -200,7 +200,8 @@ impl Index {
         let mut evictable = evictable.map(|(digest, slot)| (slot.used, *digest, slot.bytes)).collect::<Vec<_>>();
         evictable.sort_unstable();
         let evictable_bytes = evictable.iter().map(|(_, _, bytes)| i128::from(*bytes)).sum::<i128>();
-        let (available, disk_is_full) = (room + evictable_bytes, on_disk + evictable_bytes <= 0);
+        let free_at_most = i128::from(limits.free_bytes) - i128::from(limits.floor_bytes) + evictable_bytes;
+        let (available, disk_is_full) = (room + evictable_bytes, free_at_most <= 0);
 
         let mut victims = Vec::new();
         for (_, digest, bytes) in evictable {

@@ -98,7 +98,7 @@ impl PartialInner {
             self.store.host.step("block").map_err(WriteError::Disk)?;
             offset += block.len() as u64;
         }
-        self.store.condition.well(self.store.layout.root());
+        self.store.condition.took(self.store.layout.root());
         if lock(&self.state).written(piece)? {
             let bytes = u64::from(self.geometry.length_of(piece));
             self.unwritten.update(Ordering::Relaxed, Ordering::Relaxed, |left| left.saturating_sub(bytes));

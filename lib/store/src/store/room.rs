@@ -51,9 +51,6 @@ impl Shared {
         let needed = length.saturating_sub(lock(&self.index).bytes(digest));
         let plan = self.plan(Some(digest), needed).map_err(PartialError::Disk)?;
         if plan.available_bytes < needed {
-            if plan.disk_is_full {
-                self.refused(&io::ErrorKind::StorageFull.into());
-            }
             return Err(PartialError::NoSpace { needed, available: plan.available_bytes });
         }
         self.evict(&plan.victims).map_err(PartialError::Disk)
@@ -63,7 +60,9 @@ impl Shared {
         let free_bytes = (self.host.probe)(self.layout.root())?.free_bytes;
         let budget_bytes = self.budget_bytes.load(Ordering::Relaxed);
         let limits = Limits { budget_bytes, free_bytes, floor_bytes: self.budget.free_floor_bytes };
-        Ok(lock(&self.index).plan(need, spare, limits))
+        let plan = lock(&self.index).plan(need, spare, limits);
+        self.condition.counted(self.layout.root(), plan.disk_is_full);
+        Ok(plan)
     }
 
     /// # Errors
