@@ -36,12 +36,16 @@ fn pulls(bench: &Bench, options: &str, fill: Option<&str>, state: &str) -> Resul
         node.run("sh", &["-c", &format!("cd {store} && {{ {fill}; }}")])?;
     }
     let options = DockerOptions { mirror: Some(format!("http://{FRONT}")), ..Default::default() };
-    let clients = cluster.agents.iter().map(|agent| Docker::start(&agent.node, &options)).collect::<Result<Vec<_>>>()?;
+    let clients =
+        cluster.agents.iter().map(|agent| Docker::start(&agent.node, &options)).collect::<Result<Vec<_>>>()?;
     let reference = "docker.io/library/app:1";
     check_pulls(&[(&clients[0], reference), (&clients[1], reference)], &image)?;
     let metrics = metrics(&node, ADMIN).context("the agent's metrics")?;
     let line = format!("shoal_agent_store_state{{state=\"{state}\"}} 1");
     ensure!(metrics.contains(&line), "no `{line}` in\n{metrics}");
-    ensure!(metrics.contains("shoal_agent_requests_total{route=\"blob\",status=\"200\"}"), "dockerd went past the agent");
+    ensure!(
+        metrics.contains("shoal_agent_requests_total{route=\"blob\",status=\"200\"}"),
+        "dockerd went past the agent"
+    );
     Ok(())
 }

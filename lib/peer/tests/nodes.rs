@@ -139,6 +139,23 @@ async fn a_restarted_leecher_keeps_what_it_had() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_seeder_whose_blob_has_rotted_sends_nothing_of_it_and_fetches_it_anew() {
+    let (seeder, content) = (start(config()).await, content(4 * MIB, 9));
+    let blob = seeder.hold(&content).await;
+    let rotten = seeder.rotten(&blob, config()).await;
+    let leecher = start(config()).await;
+    let torrent = leecher.join(&blob, &[&rotten]).await;
+    until(|| !rotten.store.contains(&blob.digest())).await;
+    assert_eq!(rotten.store.usage().corrupt_blobs, 1);
+    leecher.node.add_peers(blob.digest(), vec![seeder.info()]);
+    assert_eq!(read(&soon(torrent.committed()).await.unwrap()).await, content);
+    let anew = rotten.join(&blob, &[&leecher]).await;
+    assert_eq!(read(&soon(anew.committed()).await.unwrap()).await, content);
+    let (sent, cut) = (rotten.node.status().sent_bytes, leecher.node.status().violations);
+    assert_eq!((sent, cut, leecher.node.status().wasted.bad_piece), (0, 0, 0), "nobody has seen a wrong byte");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiters_hear_of_a_withdrawal_and_of_the_nodes_end() {
     let node = start(config()).await;
     let join = async |seed| {

@@ -5,6 +5,7 @@ pub mod tracker;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,7 +50,10 @@ pub fn config() -> Config {
 }
 
 pub async fn start(config: Config) -> Rig {
-    let root = tempfile::tempdir().unwrap();
+    start_on(config, tempfile::tempdir().unwrap()).await
+}
+
+async fn start_on(config: Config, root: TempDir) -> Rig {
     let budget = Budget { bytes_max: Some(1 << 30), free_floor_bytes: 0 };
     let store = Store::open(shoal_store::Config { root: root.path().join("store"), budget }).await.unwrap();
     let shutdown = CancellationToken::new();
@@ -68,6 +72,24 @@ impl Rig {
         let blob = partial.commit().await.unwrap();
         self.node.seed(&blob);
         blob
+    }
+
+    /// Another node that holds a blob of this one, a byte of each piece of which has rotted.
+    pub async fn rotten(&self, blob: &Blob, config: Config) -> Rig {
+        let (root, hex) = (tempfile::tempdir().unwrap(), blob.digest().hex());
+        let directory = format!("store/blobs/sha256/{}/{hex}", &hex[..2]);
+        std::fs::create_dir_all(root.path().join(&directory)).unwrap();
+        for file in ["store/version".to_owned(), format!("{directory}/pieces"), format!("{directory}/data")] {
+            std::fs::copy(self.root.path().join(&file), root.path().join(&file)).unwrap();
+        }
+        let data =
+            std::fs::File::options().write(true).read(true).open(root.path().join(directory).join("data")).unwrap();
+        for piece in blob.geometry().pieces() {
+            let (mut byte, at) = ([0], blob.geometry().piece_range(piece).start);
+            data.read_exact_at(&mut byte, at).unwrap();
+            data.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        }
+        start_on(config, root).await
     }
 
     /// Takes the files of unfinished blobs away, as a disk that fails may.
