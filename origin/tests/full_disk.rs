@@ -93,3 +93,18 @@ async fn a_body_goes_on_past_a_disk_that_fails_in_its_midst() {
     assert_eq!(lab.origin.counters().blobs_ingested, 0);
     assert_eq!(lab.metainfo(&digest).await.unwrap_err().code(), Code::ResourceExhausted);
 }
+
+#[tokio::test]
+async fn a_body_goes_on_past_a_blob_that_has_rotted_and_the_next_fetches_it_anew() {
+    let (mut content, blob) = (Content::new(), noise(3 * MIB, 6));
+    let digest = content.add_blob(blob.clone());
+    let lab = Lab::start(content, Options::default()).await;
+    let path = format!("blobs/{digest}");
+    assert!(lab.get(&path, &[]).await.body.unwrap() == blob);
+    let lab = lab.restart().await;
+    lab.rot(&digest, 2 * MIB as u64);
+    assert!(lab.get(&path, &[]).await.body.unwrap() == blob);
+    assert_eq!(lab.origin.counters().blobs_ingested, 0);
+    assert!(lab.get(&path, &[]).await.body.unwrap() == blob);
+    assert_eq!(lab.origin.counters().blobs_ingested, 1);
+}

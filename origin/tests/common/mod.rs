@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,6 +90,15 @@ impl Lab {
             }
         });
         Self { origin: origin.await, shutdown, ..self }
+    }
+
+    /// Changes a byte of a blob that is held, as a disk may in time.
+    pub(crate) fn rot(&self, digest: &Digest, at: u64) {
+        let hex = digest.hex();
+        let data = self.root.path().join("store/blobs/sha256").join(&hex[..2]).join(hex).join("data");
+        let (data, mut byte) = (std::fs::File::options().read(true).write(true).open(data).unwrap(), [0]);
+        data.read_exact_at(&mut byte, at).unwrap();
+        data.write_all_at(&[byte[0] ^ 1], at).unwrap();
     }
 
     /// Takes the files of unfinished blobs away, as a disk that fails may.
