@@ -485,6 +485,22 @@ fn connections_stay_within_their_limit() {
 }
 
 #[test]
+fn whoever_has_what_nobody_connected_has_is_dialled_in_the_end() {
+    let config = Config { connections_soft_max: 3, connections_max: 3, ..Config::default() };
+    let mut net = Net::with(4, 4, config);
+    let key = net.leech(0);
+    net.leech(1);
+    net.leech(2);
+    net.seed(3);
+    for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+        net.connect(a, b);
+    }
+    net.run_for(1);
+    net.nodes[0].add_peers(net.now, key, &[peer(3, Role::Agent)]);
+    net.run_until("all complete", 20, |net| (0..3).all(|node| net.is_complete(node)));
+}
+
+#[test]
 fn an_origin_that_goes_to_make_room_leaves_no_place_more_than_may_be() {
     let config = Config { connections_soft_max: 2, connections_max: 2, ..Config::default() };
     let mut net = Net::with(5, 4, config);

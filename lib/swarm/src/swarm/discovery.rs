@@ -30,6 +30,8 @@ const QUERIES_PER_PEER_MAX: usize = 64;
 const GRUDGES_MAX: usize = 4096;
 /// A connection younger than this is not pruned: its torrents may be about to open.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long no piece comes of a torrent before as many are dialled as may be: those we are connected to may lack the same.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of peers we are not connected to.
 #[derive(Debug, Default)]
@@ -124,7 +126,9 @@ impl Swarm {
         let Some(torrent) = self.torrents.get(&key).filter(|torrent| torrent.is_leech()) else { return };
         let known = torrent.candidates.values().filter(|peer| !self.is_far(peer)).count();
         let (crosses, room) = (torrent.crossing.is_some(), self.config.connections_soft_max);
-        self.dial_some(key, false, (known / 2).max(DIALS_MIN).min(room * 4 / 5).max(1), room);
+        let enough = (known / 2).max(DIALS_MIN).min(room * 4 / 5).max(1);
+        let stuck = self.now.since(torrent.gained_at) >= PATIENCE;
+        self.dial_some(key, false, if stuck { room } else { enough }, room);
         if crosses {
             self.dial_some(key, true, FAR_DIALS, self.config.connections_max);
         }
