@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use self::ahead::Ahead;
 use crate::authorize::Authorizer;
 use crate::body::SLICES_MAX;
-use crate::download::Download;
+use crate::download::{Download, Link};
 use crate::fallback::{Ladder, Pulse};
 use crate::metrics::{Counters, Fallback};
 use crate::origin::{Feed, OriginError, Origins, PATIENCE, is_verdict};
@@ -37,6 +37,8 @@ const OPENINGS_MAX: usize = 1024;
 const DOWNLOADS_MAX: usize = 1024;
 /// Most blobs fetched from upstream directly at a time.
 const WEB_SEEDS_MAX: usize = 16;
+/// How long the origin has, once a blob is whole here, to say that it is whole there too, and seal that.
+const SEAL_PATIENCE: Duration = Duration::from_secs(5);
 /// A download without readers or progress for this long is let go; what it has stays on disk.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -329,12 +331,16 @@ impl Blobs {
         let Some(torrent) = download.join(&self.node).await else { return };
         let digest = download.digest();
         let ladder = Ladder { download, torrent: &torrent, blobs: self, givers: Mutex::default() };
-        let feeding = async {
-            download.follow(&self.node, &torrent, &self.origins, feed).await;
-            std::future::pending::<()>().await;
-        };
+        let mut failing = std::pin::pin!(ladder.run());
+        let mut feeding = std::pin::pin!(download.follow(&self.node, &torrent, &self.origins, feed));
+        let mut fed = false;
         tokio::select! {
             biased;
+            () = async {
+                (&mut feeding).await;
+                fed = true;
+                std::future::pending().await
+            } => {}
             ended = torrent.committed() => match ended {
                 Ok(_) => tracing::debug!(%digest, "blob is complete"),
                 Err(error) => {
@@ -342,12 +348,15 @@ impl Blobs {
                     self.torrent_failed(&digest, &error);
                 }
             },
-            error = ladder.run() => {
+            error = &mut failing => {
                 self.torrent_failed(&digest, &error);
                 self.node.withdraw(digest, "the store does not take it").await;
             }
-            () = feeding => {}
             () = idle(download) => tracing::info!(%digest, "download is let go: nobody brings or wants it"),
+        }
+        let sealing = self.node.checks_seals() && *download.link().borrow() == Link::Live;
+        if !fed && sealing && self.store.contains(&digest) {
+            let _ = tokio::time::timeout(SEAL_PATIENCE, feeding).await;
         }
     }
 

@@ -26,6 +26,8 @@ const HEDGE_FACTOR: u32 = 5;
 const ORIGIN_FACTOR: u32 = 4;
 /// Where upstream may not be asked, nothing is gained by giving the swarm up sooner than after this many stall time-outs.
 const OFFLINE_FACTOR: u32 = 20;
+/// How long a node without peers waits for a tracker that answers to name some, who may know what the origin said.
+const INTRODUCTION: Duration = Duration::from_millis(500);
 /// How often the connected peers are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// How long readers are told that every source failed, before upstream is tried again for new ones.
@@ -72,7 +74,7 @@ impl Ladder<'_> {
         let mut link = self.download.link();
         loop {
             let origin = *link.borrow_and_update();
-            if origin == Link::Away && self.blobs.node.status().connections == 0 {
+            if origin == Link::Away && self.is_alone(since) {
                 return Some(Fallback::Alone);
             }
             let deadline = self.deadline(piece, since, origin);
@@ -97,6 +99,14 @@ impl Ladder<'_> {
     }
 
     /// When a piece that somebody needs since `since` counts as stalled.
+    /// Whether there is nobody to wait for, when no origin answers.
+    fn is_alone(&self, since: Instant) -> bool {
+        let node = &self.blobs.node;
+        let status = node.status();
+        let introduced = node.checks_seals() && status.trackers_up > 0 && since.elapsed() < INTRODUCTION;
+        status.connections == 0 && !introduced
+    }
+
     fn deadline(&self, piece: PieceIndex, since: Instant, origin: Link) -> Instant {
         let stall = self.blobs.stall_timeout;
         if self.blobs.upstream.is_offline() || self.download.access().is_ticket() {

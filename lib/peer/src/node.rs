@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use shoal_identity::Identity;
 use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, PeerInfo};
 use shoal_store::{Blob, BufferPool, Partial, Store};
 use shoal_swarm::Swarm;
@@ -35,7 +36,7 @@ pub struct Node {
     info: PeerInfo,
     announcer: Announcer,
     store: Store,
-    transport: &'static str,
+    identity: Identity,
     tasks: TaskTracker,
 }
 
@@ -77,14 +78,14 @@ impl Node {
             tasks: tasks.clone(),
             next_conn: AtomicU64::new(0),
         });
-        let (connections_max, transport) = (config.swarm.connections_max, config.identity.transport());
+        let (connections_max, identity) = (config.swarm.connections_max, config.identity.clone());
         let swarm = Swarm::new(config.swarm, info.clone(), rand::random());
         let driver = Driver::new(swarm, net.clone(), store.clone(), announcer.clone());
         tasks.spawn(driver.run(mailbox, evictions));
         tasks.spawn(listen::accept(net, parts.listener, connections_max));
         tasks.spawn(announce::run(announcer.clone(), config.trackers, config.identity, info.clone(), handle.clone()));
         tasks.close();
-        Ok(Self { handle, info, announcer, store, transport, tasks })
+        Ok(Self { handle, info, announcer, store, identity, tasks })
     }
 
     /// This node as others see it: its id, and the address they dial.
@@ -96,7 +97,13 @@ impl Node {
     /// How it talks to others, for status pages.
     #[must_use]
     pub fn transport(&self) -> &'static str {
-        self.transport
+        self.identity.transport()
+    }
+
+    /// Whether metainfo from peers can be believed: its seal is checked against certificates.
+    #[must_use]
+    pub fn checks_seals(&self) -> bool {
+        !self.identity.is_plaintext()
     }
 
     /// The connections to the trackers that there are now, for what else is asked of them.
