@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. Arrows point one way; parts never know parts.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("shoal-meta", &[]),
     ("shoal-proto", &["meta"]),
     ("shoal-swarm", &["meta", "proto"]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),
     ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),
     ("shoal-sim", &["meta", "swarm"]),
+    ("shoal-fuzz", &["meta", "proto", "swarm", "registry", "identity", "kit", "agent", "origin", "tracker"]),
     ("shoal-e2e", &["meta", "proto", "swarm", "store", "peer", "identity"]),
     ("shoal", &["meta", "kit", "kube", "registry", "identity", "agent", "origin", "tracker", "sim"]),
 ];

@@ -7,7 +7,7 @@
 
 mod backoff;
 mod body;
-mod challenge;
+pub mod challenge;
 mod config;
 mod credentials;
 mod endpoint;

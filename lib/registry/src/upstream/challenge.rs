@@ -5,15 +5,23 @@ const CHALLENGE_LENGTH_MAX: usize = 8 * 1024;
 
 /// A challenge we can answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Challenge {
-    /// Wants a token, fetched from `realm`.
-    Bearer { realm: String, service: Option<String>, scopes: Vec<String> },
+pub enum Challenge {
+    /// Wants a token.
+    Bearer {
+        /// Where it is fetched.
+        realm: String,
+        /// For whom.
+        service: Option<String>,
+        /// For what.
+        scopes: Vec<String>,
+    },
     /// Wants a user and a password.
     Basic,
 }
 
 /// Finds the challenge to answer: Bearer before Basic, as Docker does.
-pub(super) fn parse(header: &str) -> Option<Challenge> {
+#[must_use]
+pub fn parse(header: &str) -> Option<Challenge> {
     if header.len() > CHALLENGE_LENGTH_MAX {
         return None;
     }

@@ -1,0 +1,3 @@
+//! The target `swarm`, for libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| shoal_fuzz::swarm(data));
