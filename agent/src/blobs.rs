@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, FusedFuture as _, Shared};
 use shoal_meta::{Digest, Geometry};
 use shoal_peer::{Failure, Node, TorrentError};
 use shoal_registry::upstream::Upstream;
@@ -331,32 +331,32 @@ impl Blobs {
         let Some(torrent) = download.join(&self.node).await else { return };
         let digest = download.digest();
         let ladder = Ladder { download, torrent: &torrent, blobs: self, givers: Mutex::default() };
-        let mut failing = std::pin::pin!(ladder.run());
-        let mut feeding = std::pin::pin!(download.follow(&self.node, &torrent, &self.origins, feed));
-        let mut fed = false;
+        let mut feeding = std::pin::pin!(download.follow(&self.node, &torrent, &self.origins, feed).fuse());
+        let fed = async {
+            feeding.as_mut().await;
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             biased;
-            () = async {
-                (&mut feeding).await;
-                fed = true;
-                std::future::pending().await
-            } => {}
             ended = torrent.committed() => match ended {
-                Ok(_) => tracing::debug!(%digest, "blob is complete"),
+                Ok(_) => {
+                    tracing::debug!(%digest, "blob is complete");
+                    let is_live = *download.link().borrow() == Link::Live;
+                    if !feeding.is_terminated() && is_live && !self.node.identity().is_plaintext() {
+                        let _ = tokio::time::timeout(SEAL_PATIENCE, feeding).await;
+                    }
+                }
                 Err(error) => {
                     ladder.blame(&error);
                     self.torrent_failed(&digest, &error);
                 }
             },
-            error = &mut failing => {
+            error = ladder.run() => {
                 self.torrent_failed(&digest, &error);
                 self.node.withdraw(digest, "the store does not take it").await;
             }
+            () = fed => {}
             () = idle(download) => tracing::info!(%digest, "download is let go: nobody brings or wants it"),
-        }
-        let sealing = self.node.checks_seals() && *download.link().borrow() == Link::Live;
-        if !fed && sealing && self.store.contains(&digest) {
-            let _ = tokio::time::timeout(SEAL_PATIENCE, feeding).await;
         }
     }
 

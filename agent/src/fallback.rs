@@ -98,15 +98,15 @@ impl Ladder<'_> {
         }
     }
 
-    /// When a piece that somebody needs since `since` counts as stalled.
     /// Whether there is nobody to wait for, when no origin answers.
     fn is_alone(&self, since: Instant) -> bool {
         let node = &self.blobs.node;
         let status = node.status();
-        let introduced = node.checks_seals() && status.trackers_up > 0 && since.elapsed() < INTRODUCTION;
+        let introduced = !node.identity().is_plaintext() && status.trackers_up > 0 && since.elapsed() < INTRODUCTION;
         status.connections == 0 && !introduced
     }
 
+    /// When a piece that somebody needs since `since` counts as stalled.
     fn deadline(&self, piece: PieceIndex, since: Instant, origin: Link) -> Instant {
         let stall = self.blobs.stall_timeout;
         if self.blobs.upstream.is_offline() || self.download.access().is_ticket() {

@@ -269,7 +269,7 @@ async fn trim_now_and_then(blobs: Arc<Blobs>) {
         store.trim().await;
         if was_closed {
             // What it holds nobody has heard of.
-            store.committed().iter().filter_map(|digest| store.blob(digest)).for_each(|blob| blobs.node.seed(&blob));
+            store.committed().into_iter().for_each(|digest| blobs.node.seed(digest));
         }
     }
 }

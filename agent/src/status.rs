@@ -106,7 +106,7 @@ impl Status {
             },
             wasted_bytes: node.wasted.duplicate + node.wasted.bad_piece + node.wasted.dropped,
             sent_bytes: node.sent_bytes,
-            transport: blobs.node.transport(),
+            transport: blobs.node.identity().transport(),
             peers: node.connections,
             trackers: node.trackers,
             trackers_up: node.trackers_up,
@@ -177,9 +177,7 @@ pub(crate) fn expose(metrics: &Metrics, blobs: &Arc<Blobs>) {
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         metrics.gauge_fn(name, help, &[], move || read(&blobs) as f64);
     }
-    for state in Health::ALL {
-        let blobs = blobs.clone();
-        let is_now = move || f64::from(u8::from(blobs.store.health() == state));
-        metrics.gauge_fn("store_state", "1 for the state the store is in.", &[("state", state.as_str())], is_now);
-    }
+    let store = blobs.store.clone();
+    let states = Health::ALL.map(Health::as_str);
+    metrics.state_fn("store_state", "1 for the state the store is in.", states, move || store.health().as_str());
 }

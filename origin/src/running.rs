@@ -123,12 +123,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let admin_addr = admin.address();
     tasks.spawn(admin.stopped());
     tasks.spawn(front::serve(http, identity.clone(), rooms.clone(), shutdown.clone()));
-    tasks.spawn(serve_grpc(
-        grpc,
-        identity.clone(),
-        Service { rooms, tickets, peer: node.info(), identity },
-        shutdown.clone(),
-    ));
+    tasks.spawn(serve_grpc(grpc, Service { rooms, tickets, peer: node.info(), identity }, shutdown.clone()));
     tasks.close();
     let peer = node.info();
     tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");
@@ -199,15 +194,16 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} = {address}"))
 }
 
-async fn serve_grpc(listener: TcpListener, identity: Identity, service: Service, shutdown: CancellationToken) {
+async fn serve_grpc(listener: TcpListener, service: Service, shutdown: CancellationToken) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OriginServer<Service>>().await;
+    let incoming = service.identity.incoming(listener, CONNECTIONS_MAX);
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)
         .add_service(health_service)
         .add_service(OriginServer::new(service))
-        .serve_with_incoming_shutdown(identity.incoming(listener, CONNECTIONS_MAX), shutdown.cancelled_owned());
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "gRPC server failed");
     }
@@ -233,7 +229,7 @@ fn admin(kit: &Metrics, rooms: &Rooms, store: Store, node: Node) -> AdminParts {
         let (peer, usage) = (node.status(), store.usage());
         let (manifests, manifest_bytes) = manifests.usage();
         serde_json::json!({
-            "transport": node.transport(),
+            "transport": node.identity().transport(),
             "peer": {
                 "id": peer.peer.id.to_string(),
                 "address": peer.peer.address.to_string(),

@@ -24,9 +24,6 @@ pub(crate) fn observe(kit: &Metrics, store: &Store) {
     let corrupt = store.clone();
     let help = "Blobs dropped as they had rotted on the disk.";
     kit.counter_fn("corrupt_blobs_total", help, &[], move || corrupt.usage().corrupt_blobs);
-    for state in Health::ALL {
-        let store = store.clone();
-        let is_now = move || f64::from(u8::from(store.health() == state));
-        kit.gauge_fn("store_state", "1 for the state the store is in.", &[("state", state.as_str())], is_now);
-    }
+    let (store, states) = (store.clone(), Health::ALL.map(Health::as_str));
+    kit.state_fn("store_state", "1 for the state the store is in.", states, move || store.health().as_str());
 }

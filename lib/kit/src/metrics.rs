@@ -82,6 +82,21 @@ impl Metrics {
         self.ask(name, help, labels, make);
     }
 
+    /// A gauge for each state that something may be in, told apart by the label `state`: 1 for the one it is in at a scrape.
+    pub fn state_fn(
+        &self,
+        name: &str,
+        help: &str,
+        states: impl IntoIterator<Item = &'static str>,
+        current: impl Fn() -> &'static str + Clone + Send + Sync + 'static,
+    ) {
+        for state in states {
+            let current = current.clone();
+            let is_current = move || f64::from(u8::from(current() == state));
+            self.gauge_fn(name, help, &[("state", state)], is_current);
+        }
+    }
+
     /// A counter kept elsewhere, asked for at each scrape; it must never fall. Names as for [`Self::gauge_fn`].
     pub fn counter_fn(
         &self,

@@ -51,27 +51,34 @@ pub(crate) fn part(role: Role) -> Part {
 #[derive(Debug)]
 pub(crate) struct Socket(Arc<TcpStream>);
 
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl Socket {
+    /// Tries again whenever the socket is ready, until it does something.
+    fn poll_io<T>(
+        &self,
+        mut poll_ready: impl FnMut(&TcpStream) -> Poll<io::Result<()>>,
+        mut attempt: impl FnMut(&TcpStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
         loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
+            ready!(poll_ready(&self.0))?;
+            match attempt(&self.0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|bytes| buffer.advance(bytes))),
+                done => return Poll::Ready(done),
             }
         }
     }
 }
 
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read =
+            self.poll_io(|socket| socket.poll_read_ready(cx), |socket| socket.try_read(buffer.initialize_unfilled()));
+        read.map_ok(|bytes| buffer.advance(bytes))
+    }
+}
+
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        self.poll_io(|socket| socket.poll_write_ready(cx), |socket| socket.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -79,13 +86,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        self.poll_io(|socket| socket.poll_write_ready(cx), |socket| socket.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use shoal_identity::Identity;
 use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, PeerInfo};
-use shoal_store::{Blob, BufferPool, Partial, Store};
+use shoal_store::{BufferPool, Partial, Store};
 use shoal_swarm::Swarm;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -94,16 +94,10 @@ impl Node {
         self.info.clone()
     }
 
-    /// How it talks to others, for status pages.
+    /// What it shows others. Without certificates metainfo from peers cannot be believed: its seal is checked against them.
     #[must_use]
-    pub fn transport(&self) -> &'static str {
-        self.identity.transport()
-    }
-
-    /// Whether metainfo from peers can be believed: its seal is checked against certificates.
-    #[must_use]
-    pub fn checks_seals(&self) -> bool {
-        !self.identity.is_plaintext()
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The connections to the trackers that there are now, for what else is asked of them.
@@ -141,8 +135,8 @@ impl Node {
 
     /// Announces a committed blob that came into the store another way. Blobs committed by torrents, and those the
     /// store held at the start, are announced without it.
-    pub fn seed(&self, blob: &Blob) {
-        self.announcer.set(blob.digest(), LocalState::Seeding);
+    pub fn seed(&self, digest: Digest) {
+        self.announcer.set(digest, LocalState::Seeding);
     }
 
     /// Tells of peers that take part in a torrent, such as the origin. A hint: lost when the node has no time for it.

@@ -46,7 +46,7 @@ async fn they_swap_over_tls() {
     assert_eq!(read(&copy).await, content);
     assert_eq!((a.node.status().received.origin, b.node.status().received.same_zone), (20 * MIB + 77, 20 * MIB + 77));
     assert_eq!([&origin, &a, &b].map(|rig| rig.node.status().violations), [0; 3]);
-    assert_eq!(a.node.transport(), "mutual TLS");
+    assert_eq!(a.node.identity().transport(), "mutual TLS");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,7 +70,7 @@ impl Rig {
             partial.ingest_piece(piece, vec![piece_of(content, &geometry, piece)]).await.unwrap();
         }
         let blob = partial.commit().await.unwrap();
-        self.node.seed(&blob);
+        self.node.seed(digest);
         blob
     }
 
