@@ -355,12 +355,8 @@ impl Feed {
         })?;
         match message.update {
             Some(Wire::Hashes(hashes)) => {
-                let (list, rest) = hashes.states.as_chunks::<32>();
-                if !rest.is_empty() {
-                    return Err(OriginError::Away);
-                }
-                let hashes_list = list.iter().map(|hash| PieceHash(*hash)).collect();
-                Ok(Some(Update::Hashes { first: hashes.first_piece, hashes: hashes_list }))
+                let list = PieceHash::list(&hashes.states).ok_or(OriginError::Away)?;
+                Ok(Some(Update::Hashes { first: hashes.first_piece, hashes: list }))
             }
             Some(Wire::Complete(complete)) => Ok(Some(Update::Complete(complete.seal))),
             Some(Wire::Header(_)) | None => Err(OriginError::Away),

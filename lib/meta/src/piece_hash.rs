@@ -39,6 +39,13 @@ impl PieceHash {
         hashes.collect()
     }
 
+    /// Reads hashes that stand one after the other, as messages have them; `None` when the last is not whole.
+    #[must_use]
+    pub fn list(bytes: &[u8]) -> Option<Vec<Self>> {
+        let (hashes, rest) = bytes.as_chunks();
+        rest.is_empty().then(|| hashes.iter().copied().map(Self).collect())
+    }
+
     /// Hashes a piece, given as consecutive slices, that follows one of this hash.
     #[must_use]
     pub fn then<'a>(self, geometry: &Geometry, piece: PieceIndex, slices: impl IntoIterator<Item = &'a [u8]>) -> Self {

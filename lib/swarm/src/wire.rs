@@ -349,12 +349,8 @@ fn open_from_proto(open: &proto::OpenTorrent) -> Result<Message, WireError> {
 }
 
 fn part_from_proto(part: proto::MetainfoPart) -> Result<Message, WireError> {
-    let (states, rest) = part.states.as_chunks::<32>();
-    if !rest.is_empty() {
-        return Err(WireError::Torrent("half a hash".to_owned()));
-    }
-    bound(states.len(), HASHES_LENGTH_MAX)?;
-    let hashes = states.iter().map(|state| PieceHash(*state)).collect();
+    let hashes = PieceHash::list(&part.states).ok_or_else(|| WireError::Torrent("half a hash".to_owned()))?;
+    bound(hashes.len(), HASHES_LENGTH_MAX)?;
     Ok(MetainfoPart { alias: Alias(part.alias), first: part.first_piece, hashes, seal: part.seal }.into())
 }
 
