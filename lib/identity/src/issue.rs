@@ -45,8 +45,7 @@ pub fn issue(directory: &Path) -> Result<(), IssueError> {
     for part in Part::ALL {
         let key = KeyPair::generate()?;
         let own = part_params(part)?.signed_by(&key, &issuer)?.pem();
-        let (label, _) = part.name().split_once('.').expect("these names have two labels");
-        let directory = directory.join(label);
+        let directory = directory.join(part.label());
         fs::create_dir_all(&directory).map_err(|source| IssueError::Write { file: directory.clone(), source })?;
         write(directory.join("ca.crt"), 0o644, &authority)?;
         write(directory.join("tls.crt"), 0o644, &own)?;

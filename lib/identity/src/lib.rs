@@ -54,6 +54,11 @@ impl Part {
         }
     }
 
+    /// The first word of its name: what its directory is called where all parts' certificates are made.
+    fn label(self) -> &'static str {
+        self.name().trim_end_matches(".shoal")
+    }
+
     fn server_name(self) -> ServerName<'static> {
         ServerName::try_from(self.name()).expect("these are DNS names")
     }
@@ -139,4 +144,10 @@ impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Identity({})", self.transport())
     }
+}
+
+/// A part, with what [`issue`] wrote for it.
+#[cfg(test)]
+fn identity(directory: &Path, part: Part) -> Identity {
+    Identity::start(Some(&directory.join(part.label())), part, CancellationToken::new()).unwrap()
 }

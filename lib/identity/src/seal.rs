@@ -88,17 +88,8 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
-    use crate::issue;
-
-    fn identity(directory: &Path, part: Part) -> Identity {
-        let (label, _) = part.name().split_once('.').unwrap();
-        Identity::start(Some(&directory.join(label)), part, CancellationToken::new()).unwrap()
-    }
+    use crate::{identity, issue};
 
     #[tokio::test]
     async fn a_seal_is_of_one_message_and_one_part() {

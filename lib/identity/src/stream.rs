@@ -108,18 +108,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::issue;
-
-    fn identity(directory: &Path, part: Part) -> Identity {
-        let (label, _) = part.name().split_once('.').unwrap();
-        Identity::start(Some(&directory.join(label)), part, CancellationToken::new()).unwrap()
-    }
+    use crate::{identity, issue};
 
     /// What becomes of a byte sent from one to the other, which is meant to be `to`.
     async fn try_out(from: &Identity, to: Part, other: &Identity) -> io::Result<(Parts, u8)> {

@@ -24,10 +24,9 @@ impl Store {
             for dir in [&blob, &partial, &blob] {
                 let new = dir.join("seal.new");
                 kept = fs::write(&new, &seal).and_then(|()| fs::rename(new, dir.join(NAME)));
-                if kept.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-                    continue;
+                if !kept.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    break;
                 }
-                break;
             }
             kept
         });
