@@ -1,48 +1,16 @@
 //! Pulls while the agent's disk is full, read-only, gone, not its own, or rotten: right bytes, whatever the disk does.
 
-use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::mount::MountFlags;
 use shoal_agent::Running;
 use shoal_kit::ByteSize;
 use shoal_registry::embedded::Options;
 
+use crate::mount::Mount;
 use crate::rig::{Rig, blob, eventually, fetch, first_bytes, get};
-
-/// A file system of the test's own, as long as this lives. Needs root.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// By system calls: a process that is made for it would hold the locks of other stores for a moment.
-    fn tmpfs(at: &Path, size: &CStr, flags: MountFlags) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        match mount("tmpfs", at, "tmpfs", flags, size) {
-            Ok(()) => Some(Self(at.to_owned())),
-            Err(error) => {
-                skipped(&format!("a file system cannot be mounted here: {error}"));
-                None
-            }
-        }
-    }
-
-    fn remount(&self, flags: MountFlags) {
-        mount_remount(&self.0, flags, "").unwrap();
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "a test that could not run must not look as if it had")]
-fn skipped(why: &str) {
-    eprintln!("SKIPPED: {why}");
-}
 
 /// Pulls every layer twice.
 async fn assert_pulls(rig: &Rig, agent: &Running) {

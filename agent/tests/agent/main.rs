@@ -10,6 +10,8 @@ mod fallback;
 mod identity;
 mod limits;
 mod miss;
+#[path = "../../../lib/store/src/tests/mount.rs"]
+mod mount;
 mod pods;
 mod preheat;
 mod ranges;

@@ -1,12 +1,12 @@
 //! Disks that are full, read-only, slow or gone: what is held is served, the rest passes by, and all mends itself.
 
-use std::ffi::CStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::sync::mpsc;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::mount::MountFlags;
 
+use super::mount::Mount;
 use super::*;
 use crate::{Health, PartialError, WriteError};
 
@@ -26,33 +26,6 @@ fn faulty(scene: &Scene) -> (Host, Fault) {
 
 fn config(scene: &Scene) -> Config {
     Config { root: scene.root(), budget: scene.budget }
-}
-
-/// A file system made read-only, or full, as long as this lives. Needs root.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// By system calls: a process that is made for it would hold the locks of other stores for a moment.
-    fn tmpfs(at: PathBuf, size: &CStr, flags: MountFlags) -> Option<Self> {
-        fs::create_dir_all(&at).unwrap();
-        match mount("tmpfs", &at, "tmpfs", flags, size) {
-            Ok(()) => Some(Self(at)),
-            Err(error) => {
-                skipped(&format!("a file system cannot be mounted here: {error}"));
-                None
-            }
-        }
-    }
-
-    fn remount(&self, flags: MountFlags) {
-        mount_remount(&self.0, flags, "").unwrap();
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
 }
 
 #[tokio::test]
@@ -106,7 +79,7 @@ async fn a_disk_without_any_room_is_full_and_one_too_small_for_a_blob_is_not() {
 async fn a_file_system_that_fills_up_keeps_what_it_has_and_takes_more_when_there_is_room() {
     let mut scene = Scene::new(1 << 30);
     scene.budget.free_floor_bytes = 0;
-    let Some(_mount) = Mount::tmpfs(scene.root(), c"size=256k", MountFlags::empty()) else { return };
+    let Some(_mount) = Mount::tmpfs(&scene.root(), c"size=256k", MountFlags::empty()) else { return };
     // The store thinks that there is room, as it does until others have filled the disk.
     let store = scene.open().await;
     let (first, second) = (Sample::new(1, 4 * PIECE), Sample::new(2, 8 * PIECE));
@@ -132,7 +105,7 @@ async fn a_file_system_that_fills_up_keeps_what_it_has_and_takes_more_when_there
 #[tokio::test]
 async fn a_read_only_file_system_is_served_from_and_nothing_of_it_is_forgotten() {
     let mut scene = Scene::new(8 * PIECE);
-    let Some(mount) = Mount::tmpfs(scene.root(), c"size=1m", MountFlags::empty()) else { return };
+    let Some(mount) = Mount::tmpfs(&scene.root(), c"size=1m", MountFlags::empty()) else { return };
     let (held, new) = (Sample::new(1, 8 * PIECE), Sample::new(2, 2 * PIECE));
     let store = scene.open().await;
     drop(held.commit(&store).await);

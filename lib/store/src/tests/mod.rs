@@ -4,6 +4,7 @@ mod crash;
 mod disks;
 mod eviction;
 mod model;
+mod mount;
 mod opening;
 mod partials;
 mod power;
@@ -140,10 +141,4 @@ impl Scene {
 async fn assert_whole(blob: &Blob, sample: &Sample) {
     assert_eq!(blob.read(0, sample.content.len() as u32).await.unwrap(), sample.content);
     assert_eq!(blob.metainfo().hashes(), sample.hashes());
-}
-
-/// Says that a test, or a part of it, cannot run here.
-#[expect(clippy::print_stderr, reason = "a test that could not run must not look as if it had")]
-fn skipped(why: &str) {
-    eprintln!("SKIPPED: {why}");
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 
+use super::mount::skipped;
 use super::*;
 use crate::Region;
 
