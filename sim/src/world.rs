@@ -28,7 +28,7 @@ use crate::link::{Downlink, Link};
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::report::Report;
-use crate::scenario::{Scenario, ScenarioError};
+use crate::scenario::{Part, Scenario, ScenarioError};
 use crate::trace::Trace;
 use crate::tracker::Tracker;
 use check::Check;
@@ -127,7 +127,7 @@ struct World<'a> {
     /// When upstream has sent what was asked of it so far.
     upstream_free_at: Time,
     /// Parts of the network that are cut off now, by their faults' places in the list.
-    parts: Vec<u32>,
+    parts: Vec<(u32, Part)>,
     /// What waits at an end of a connection until a part heals, in order.
     held: BTreeMap<(u32, u8), VecDeque<Happening>>,
     /// Until when faults that a run waits for last.

@@ -124,21 +124,11 @@ impl World<'_> {
 
     /// Tells whether something sent from one node to another does not get there now.
     pub(super) fn is_cut(&self, from: u32, to: u32) -> bool {
-        self.parts.iter().any(|&index| match self.scenario.faults[index as usize].kind {
-            FaultKind::Part(part) => part.cuts(from, to),
-            FaultKind::Crash
-            | FaultKind::Vanish
-            | FaultKind::CutConnections
-            | FaultKind::Return { .. }
-            | FaultKind::Pause(_)
-            | FaultKind::Jump(_)
-            | FaultKind::Lag { .. }
-            | FaultKind::Amnesia => false,
-        })
+        self.parts.iter().any(|(_, part)| part.cuts(from, to))
     }
 
     fn part(&mut self, index: u32, part: Part) {
-        self.parts.push(index);
+        self.parts.push((index, part));
         self.queue.push_at(self.now + part.lasts, Happening::Heal(index));
         for conn in 0..slot(self.links.len()) {
             let link = &self.links[conn as usize];
@@ -160,7 +150,7 @@ impl World<'_> {
 
     /// A part of the network is whole again: what waited gets there, and what waited behind it leaves.
     pub(super) fn heal(&mut self, index: u32) {
-        self.parts.retain(|part| *part != index);
+        self.parts.retain(|(part, _)| *part != index);
         for conn in 0..slot(self.links.len()) {
             for end in 0..2 {
                 let link = &mut self.links[conn as usize];
