@@ -39,15 +39,15 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 - {name: SHOAL_LOG_FORMAT, value: {{ .Values.log.format }}}
 {{- end -}}
 
-{{/* A part's certificates, where it has any: the flag, the mount and the volume: (list . "agent"). */}}
+{{/* A part's certificates, where it has any: the flag, the mount, and the volume: (list . "agent"). */}}
 {{- define "shoal.tls.flag" -}}
-{{- if ne (index . 0).Values.tls.certificates "none" -}}
+{{- if ne .Values.tls.certificates "none" -}}
 - --certificates=/etc/shoal-tls
 {{- end -}}
 {{- end -}}
 
 {{- define "shoal.tls.mount" -}}
-{{- if ne (index . 0).Values.tls.certificates "none" -}}
+{{- if ne .Values.tls.certificates "none" -}}
 - {name: tls, mountPath: /etc/shoal-tls, readOnly: true}
 {{- end -}}
 {{- end -}}

@@ -106,10 +106,9 @@ impl Release<'_> {
     /// Parts have the certificates that the chart made, and who has none reads nothing of an origin.
     fn check_encrypted(&self) -> Result<()> {
         let node = self.cluster.node(0)?;
-        let status: Value = serde_json::from_str(&node.run("curl", &["-sf", "http://127.0.0.1:5052/status"])?)?;
-        ensure!(status["transport"] == "mutual TLS", "parts talk in {}", status["transport"]);
         wait_until("the agent to know its trackers", PATIENCE, || {
             let status: Value = serde_json::from_str(&node.run("curl", &["-sf", "http://127.0.0.1:5052/status"])?)?;
+            ensure!(status["transport"] == "mutual TLS", "parts talk in {}", status["transport"]);
             Ok(status["trackers_up"] == 2)
         })?;
         let label = "app.kubernetes.io/component=origin";
