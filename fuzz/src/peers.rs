@@ -27,10 +27,10 @@ pub fn wire(data: &[u8]) {
     assert_eq!(wire::decode_control(&frame[HEADER_LENGTH..]), Ok(Some(message)));
 }
 
-fn peer(number: u8) -> PeerInfo {
-    let address = ([10, 0, 0, number], 5051).into();
+fn peer(number: u64) -> PeerInfo {
+    let id = PeerId((u128::from(number) << 64).to_be_bytes());
     let role = if number == 1 { Role::Origin } else { Role::Agent };
-    PeerInfo { id: PeerId([number; 16]), address, role, topology: Topology::default() }
+    PeerInfo { id, address: ([10, 0, 0, 1], 5051).into(), role, topology: Topology::default() }
 }
 
 /// A swarm with one torrent it fetches and one it has, and two peers that say anything: its invariants hold all the time.
@@ -115,8 +115,7 @@ impl World {
                     if let Some(place) = self.conns.iter().position(|known| *known == conn) {
                         self.conns[place] = ConnId(self.next);
                         self.next += 1;
-                        let number = u8::try_from(self.next % 250).unwrap_or_default() + 2;
-                        self.swarm.handle_connected(self.now, self.conns[place], peer(number), false);
+                        self.swarm.handle_connected(self.now, self.conns[place], peer(10 + self.next), false);
                     }
                 }
                 Event::MetainfoAsked { torrent, conn } => self.swarm.give_metainfo(self.now, conn, torrent, None),
@@ -130,7 +129,8 @@ impl World {
                 Event::FindTorrent { digest, query } => {
                     self.swarm.handle_find_answer(self.now, query, digest, verified)
                 }
-                Event::PieceDropped { .. } | Event::TorrentWanted(_) | Event::TorrentIdle(_) | Event::Banned(_) => {}
+                Event::PieceDropped { .. } | Event::TorrentWanted(_) | Event::TorrentIdle(_) | Event::Banned { .. } => {
+                }
             }
         }
         self.swarm.check_invariants();

@@ -407,7 +407,7 @@ impl<'a> World<'a> {
                 self.nodes[node as usize].wrong.remove(&(torrent, piece));
             }
             // No simulated agent asks peers for metainfo: the origin comes back.
-            Event::Banned(_) | Event::MetainfoAsked { .. } | Event::MetainfoFound { .. } => {}
+            Event::Banned { .. } | Event::MetainfoAsked { .. } | Event::MetainfoFound { .. } => {}
         }
         false
     }

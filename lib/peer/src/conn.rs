@@ -121,7 +121,14 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
     }
     let writer = net.tasks.spawn(write_frames(net.clone(), conn, write, remote, outbox.clone()));
     tokio::select! {
-        end = read_frames(&net, conn, &mut read) => if let Err(error) = end { net.note(&error, remote) },
+        end = read_frames(&net, conn, &mut read) => match end {
+            Ok(()) => {}
+            Err(ConnError::Wire(error)) => {
+                debug!(%remote, %error, "a peer sent what is no frame");
+                let _ = net.handle.send(Input::Malformed(conn)).await;
+            }
+            Err(error) => net.note(&error, remote),
+        },
         () = outbox.closed() => {}
     }
     outbox.close();

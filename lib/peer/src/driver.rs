@@ -16,7 +16,7 @@ use shoal_swarm::wire::{BlockHeader, Message, WireBlock};
 use shoal_swarm::{BlockOutcome, ConnId, DisconnectReason, Event, Frame, Swarm, Time, TorrentKey, Transmit};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep_until};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::announce::Announcer;
 use crate::conn::{Connected, Net};
@@ -104,6 +104,7 @@ impl Driver {
             Input::Connected(connected) => self.connected(now, connected),
             Input::DialFailed(peer) => self.swarm.handle_dial_failed(now, peer),
             Input::Disconnected(conn) => self.disconnected(now, conn),
+            Input::Malformed(conn) => self.swarm.handle_malformed(now, conn),
             Input::Message(conn, message) => self.swarm.handle_message(now, conn, message),
             Input::Block { conn, header, payload, _place } => self.block(now, conn, header, payload),
             Input::BlocksSent { conn, blocks } => {
@@ -193,7 +194,7 @@ impl Driver {
             }
             Event::MetainfoAsked { torrent, conn } => self.read_metainfo(torrent, conn),
             Event::MetainfoFound { torrent, hashes, seal } => self.check_metainfo(torrent, hashes, seal),
-            Event::Banned(peer) => debug!(%peer, "a peer is banned for a while"),
+            Event::Banned { peer, length } => info!(%peer, ?length, "a peer lied or broke the protocol, and is banned"),
         }
     }
 
@@ -218,7 +219,10 @@ impl Driver {
         debug!(?conn, ?reason, "closing a connection");
         closed.outbox.close();
         match reason {
-            DisconnectReason::Violation(_) | DisconnectReason::BadPiece | DisconnectReason::Snubbed => {
+            DisconnectReason::Violation(_)
+            | DisconnectReason::BadPiece
+            | DisconnectReason::FalseMetainfo
+            | DisconnectReason::Snubbed => {
                 count(&self.net.handle.counters.violations, 1);
             }
             DisconnectReason::Duplicate | DisconnectReason::Surplus | DisconnectReason::Banned => {}

@@ -28,6 +28,8 @@ pub(crate) enum Input {
     DialFailed(PeerId),
     /// A connection ended by itself.
     Disconnected(ConnId),
+    /// A peer sent what is no frame; `Disconnected` follows.
+    Malformed(ConnId),
     /// A control message came.
     Message(ConnId, Message),
     /// A block came.

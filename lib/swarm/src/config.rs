@@ -35,8 +35,9 @@ pub struct Config {
     pub reader_patience: Duration,
     /// A seeding torrent without leechers is let go after this long. Default 60 s.
     pub idle_timeout: Duration,
-    /// How long a peer that sent a bad piece is kept out. Default 10 minutes.
-    pub ban_duration: Duration,
+    /// How long a peer that lied or broke the protocol is kept out; twice as long each time that it does so again, up to an
+    /// hour. Default a minute.
+    pub ban_first: Duration,
     /// How long a peer that could not be dialled is left alone. Default 5 s.
     pub redial_delay: Duration,
     /// Most torrents open at once; more are refused. Default 4096.
@@ -68,7 +69,7 @@ impl Default for Config {
             reader_window_pieces: 8,
             reader_patience: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(60),
-            ban_duration: Duration::from_secs(600),
+            ban_first: Duration::from_secs(60),
             redial_delay: Duration::from_secs(5),
             torrents_max: 4096,
         }

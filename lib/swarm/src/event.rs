@@ -1,5 +1,7 @@
 //! What goes out of the swarm: frames to send and things for the driver to do.
 
+use std::time::Duration;
+
 use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceHash, PieceIndex};
 
 use crate::wire::{Alias, Message};
@@ -101,8 +103,13 @@ pub enum Event {
         /// What the peer says is the origin's seal.
         seal: Vec<u8>,
     },
-    /// A peer was banned for a while.
-    Banned(PeerId),
+    /// A peer is banned: neither dialled nor let in for a while.
+    Banned {
+        /// Who.
+        peer: PeerId,
+        /// For how long.
+        length: Duration,
+    },
 }
 
 /// Why the swarm closes a connection.
@@ -112,6 +119,8 @@ pub enum DisconnectReason {
     Violation(Violation),
     /// The peer sent a piece that failed verification.
     BadPiece,
+    /// The peer gave hashes that no origin has sealed.
+    FalseMetainfo,
     /// There is another connection to the same peer.
     Duplicate,
     /// The peer owed us blocks and sent none, or granted pieces and refused them, again and again.
@@ -140,6 +149,9 @@ pub enum Violation {
     /// A limit on what a peer may make us hold was exceeded.
     #[error("the peer exceeded the limit on {0}")]
     LimitExceeded(&'static str),
+    /// What came is no frame.
+    #[error("the peer sent what is no frame")]
+    Malformed,
     /// A message came that has no place here, such as a second Hello.
     #[error("the peer sent a message out of place")]
     OutOfPlace,

@@ -371,7 +371,9 @@ impl Swarm {
     }
 
     fn violate(&mut self, conn: ConnIndex, violation: Violation) {
-        self.disconnect(conn, DisconnectReason::Violation(violation));
+        if let Some(peer) = self.conns.get(conn).map(|state| state.peer.id) {
+            self.ban(peer, DisconnectReason::Violation(violation));
+        }
     }
 
     fn forget_conn(&mut self, conn: ConnIndex) {

@@ -45,12 +45,12 @@ fn without_a_question_nobody_is_asked_and_nothing_is_fetched() {
 fn one_who_lies_is_banned_and_the_next_is_asked() {
     let mut net = net(&[Some(b"forged"), Some(b"forged too"), Some(SEAL)]);
     net.run_until("complete", 10, |net| net.is_complete(1));
-    let banned = net.events.iter().filter(|(_, event)| matches!(event, Event::Banned(_))).count();
+    let banned = net.events.iter().filter(|(_, event)| matches!(event, Event::Banned { .. })).count();
     assert!(asked(&net) > banned && banned <= 2, "{banned} banned, {} asked", asked(&net));
     let mut all = net_of_liars();
     all.run_for(60);
     assert_eq!(all.view(1).have, 0);
-    assert_eq!(all.events.iter().filter(|(_, event)| matches!(event, Event::Banned(_))).count(), 2);
+    assert_eq!(all.events.iter().filter(|(_, event)| matches!(event, Event::Banned { .. })).count(), 2);
 }
 
 fn net_of_liars() -> Net {

@@ -329,24 +329,6 @@ fn a_lone_reader_is_served_in_order() {
 }
 
 #[test]
-fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
-    let mut net = Net::new(3, 4);
-    net.seed(0);
-    net.seed(1);
-    net.leech(2);
-    net.connect(2, 1);
-    net.bad.extend(net.geometry.pieces().map(|piece| (2, piece)));
-    net.run_until("cut off", 5, |net| !net.disconnects.is_empty());
-    assert_eq!(net.disconnects[0], (2, 1, DisconnectReason::BadPiece));
-    net.bad.clear();
-    net.connect(2, 1);
-    net.run_for(1);
-    assert_eq!(net.disconnects[1], (2, 1, DisconnectReason::Banned));
-    net.connect(2, 0);
-    net.run_until("complete", 5, |net| net.is_complete(2));
-}
-
-#[test]
 fn a_silent_peer_delays_nobody_for_long() {
     let mut net = Net::new(3, 40);
     net.seed(0);

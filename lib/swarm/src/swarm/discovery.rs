@@ -28,6 +28,8 @@ const QUERIES_MAX: usize = 1024;
 const QUERIES_PER_PEER_MAX: usize = 64;
 /// Bans and back-offs remembered.
 const GRUDGES_MAX: usize = 4096;
+/// The longest ban.
+const BAN_MAX: Duration = Duration::from_secs(3600);
 /// A connection younger than this is not pruned: its torrents may be about to open.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long no piece comes of a torrent before as many are dialled as may be: those we are connected to may lack the same.
@@ -40,14 +42,28 @@ pub(super) struct Discovery {
     pub(super) dialling: BTreeMap<PeerId, TorrentKey>,
     /// Peers not to be dialled before a time, and how often that happened.
     pub(super) backoff: BTreeMap<PeerId, (Time, u32)>,
-    banned: BTreeMap<PeerId, Time>,
+    banned: BTreeMap<PeerId, Ban>,
     /// Searches seen: who asked us, for what, until when that matters.
     queries: BTreeMap<u64, (Option<ConnId>, Digest, Time)>,
 }
 
+/// A peer is kept out until a time, and that is remembered for as long again: one that offends meanwhile is kept out for twice
+/// as long.
+#[derive(Debug, Clone, Copy)]
+struct Ban {
+    until: Time,
+    length: Duration,
+}
+
+impl Ban {
+    fn is_remembered(&self, now: Time) -> bool {
+        now < self.until + self.length
+    }
+}
+
 impl Discovery {
     pub(super) fn is_banned(&self, peer: &PeerId, now: Time) -> bool {
-        self.banned.get(peer).is_some_and(|until| now < *until)
+        self.banned.get(peer).is_some_and(|ban| now < ban.until)
     }
 
     /// Panics when more is remembered than may be.
@@ -108,14 +124,19 @@ impl Swarm {
         entry.0 = self.now + self.config.redial_delay * (1 << (entry.1 - 1)) / 2;
     }
 
-    pub(super) fn ban(&mut self, peer: PeerId) {
-        if self.discovery.banned.len() >= GRUDGES_MAX {
-            self.discovery.banned.pop_first();
+    /// Closes the connection to a peer, if there is one, and keeps the peer out for a while.
+    pub(super) fn ban(&mut self, peer: PeerId, reason: DisconnectReason) {
+        let banned = &mut self.discovery.banned;
+        let first = self.config.ban_first;
+        let last = banned.get(&peer).filter(|ban| ban.is_remembered(self.now));
+        let length = last.map_or(first, |ban| (ban.length * 2).min(BAN_MAX));
+        if banned.len() >= GRUDGES_MAX {
+            banned.pop_first();
         }
-        self.discovery.banned.insert(peer, self.now + self.config.ban_duration);
-        self.events.push_back(Event::Banned(peer));
+        banned.insert(peer, Ban { until: self.now + length, length });
+        self.events.push_back(Event::Banned { peer, length });
         if let Some(&conn) = self.by_peer.get(&peer) {
-            self.disconnect(conn, DisconnectReason::BadPiece);
+            self.disconnect(conn, reason);
         }
     }
 
@@ -317,7 +338,7 @@ impl Swarm {
     /// Forgets grudges and searches that have run out.
     pub(super) fn expire_grudges(&mut self) {
         let now = self.now;
-        self.discovery.banned.retain(|_, until| now < *until);
+        self.discovery.banned.retain(|_, ban| ban.is_remembered(now));
         self.discovery.queries.retain(|_, (_, _, until)| now < *until);
     }
 }

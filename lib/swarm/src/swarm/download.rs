@@ -280,7 +280,7 @@ impl Swarm {
             self.set_open(torrent, piece, true);
             let mut sources = active.sources.into_iter();
             if let (Some(culprit), None) = (sources.next(), sources.next()) {
-                self.ban(culprit);
+                self.ban(culprit, DisconnectReason::BadPiece);
             }
         }
         self.retry_holding();

@@ -80,6 +80,14 @@ impl Swarm {
         self.dial_all();
     }
 
+    /// What came is no frame: `Event::Disconnect` follows.
+    pub fn handle_malformed(&mut self, now: Time, conn: ConnId) {
+        self.now = now;
+        if let Some(&conn) = self.by_id.get(&conn) {
+            self.violate(conn, Violation::Malformed);
+        }
+    }
+
     /// A control message came (Hello excepted). When it breaks the protocol, `Event::Disconnect` follows. A message from
     /// a connection that is gone is ignored.
     pub fn handle_message(&mut self, now: Time, conn: ConnId, message: Message) {

@@ -9,7 +9,7 @@ use shoal_meta::{PeerId, PieceHash};
 use super::Swarm;
 use crate::dense::ConnIndex;
 use crate::wire::{Alias, HASHES_LENGTH_MAX, Message, MetainfoPart};
-use crate::{ConnId, Event, Time, TorrentKey, Violation};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
 
 /// How long a peer may be silent before another is asked.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ impl Swarm {
         let Some(search) = self.torrents.get_mut(&torrent).and_then(|state| state.search.as_mut()) else { return };
         let Some(asking) = search.asking.take_if(|asking| asking.checking) else { return };
         if !good {
-            self.ban(asking.peer);
+            self.ban(asking.peer, DisconnectReason::FalseMetainfo);
             self.ask_for_metainfo(torrent);
         }
     }

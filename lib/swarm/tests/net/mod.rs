@@ -307,7 +307,7 @@ impl Net {
                     self.nodes[node].set_known(self.now, torrent, hashes.len() as u32);
                 }
             }
-            Event::PieceDropped { .. } | Event::TorrentWanted(_) | Event::TorrentIdle(_) | Event::Banned(_) => {}
+            Event::PieceDropped { .. } | Event::TorrentWanted(_) | Event::TorrentIdle(_) | Event::Banned { .. } => {}
         }
     }
 }

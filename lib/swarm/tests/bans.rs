@@ -1,0 +1,50 @@
+//! Who wrongs us is kept out for a while, and longer if it does so again.
+
+mod net;
+
+use net::Net;
+use shoal_swarm::{DisconnectReason, Event};
+
+#[test]
+fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
+    let mut net = Net::new(3, 4);
+    net.seed(0);
+    net.seed(1);
+    net.leech(2);
+    net.connect(2, 1);
+    net.bad.extend(net.geometry.pieces().map(|piece| (2, piece)));
+    net.run_until("cut off", 5, |net| !net.disconnects.is_empty());
+    assert_eq!(net.disconnects[0], (2, 1, DisconnectReason::BadPiece));
+    net.bad.clear();
+    net.connect(2, 1);
+    net.run_for(1);
+    assert_eq!(net.disconnects[1], (2, 1, DisconnectReason::Banned));
+    net.connect(2, 0);
+    net.run_until("complete", 5, |net| net.is_complete(2));
+}
+
+#[test]
+fn each_offence_doubles_a_ban_until_it_is_forgotten() {
+    let mut net = Net::new(2, 4);
+    net.leech(0);
+    let mut offend = |after: u64| {
+        net.run_for(after);
+        let (conn, _) = net.connect(0, 1);
+        net.run_for(1);
+        net.nodes[0].handle_malformed(net.now, conn);
+        net.run_for(0);
+        net.events
+            .drain(..)
+            .find_map(|(_, event)| if let Event::Banned { length, .. } = event { Some(length.as_secs()) } else { None })
+    };
+    assert_eq!(offend(0), Some(60));
+    assert_eq!(offend(58), None, "it is let in before its time");
+    assert_eq!(offend(2), Some(120));
+    assert_eq!(offend(121), Some(240));
+    assert_eq!(offend(2 * 240 + 1), Some(60));
+    let mut length = 60;
+    for longer in [120, 240, 480, 960, 1920, 3600, 3600] {
+        assert_eq!(offend(length), Some(longer));
+        length = longer;
+    }
+}
