@@ -173,6 +173,7 @@ impl World<'_> {
         let Some(piece) = missing.and_then(|missing| state.geometry.piece(missing)) else { return };
         state.known = state.known.max(piece.get() + 1);
         held.have.insert(piece);
+        held.rotten.remove(&piece);
         if let Some(torrent) = held.torrent {
             let now = self.now + origin.ahead;
             origin.swarm.set_known(now, torrent, state.known);
@@ -209,8 +210,12 @@ impl World<'_> {
             self.touch(node);
             return;
         }
-        if !good {
-            state.blobs[blob].rotten.insert(piece);
+        // What an earlier life left of it is written over.
+        let rotten = &mut state.blobs[blob].rotten;
+        if good {
+            rotten.remove(&piece);
+        } else {
+            rotten.insert(piece);
         }
         self.had(node, blob, torrent, piece);
     }
