@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("shoal-kit", &[]),
     ("shoal-kube", &["meta", "kit"]),
     ("shoal-identity", &["kit"]),
-    ("shoal-peer", &["meta", "proto", "swarm", "store", "identity"]),
+    ("shoal-peer", &["meta", "proto", "swarm", "store", "identity", "kit"]),
     ("shoal-tracker", &["meta", "proto", "registry", "kit", "kube", "identity"]),
     ("shoal-origin", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),
     ("shoal-agent", &["meta", "proto", "swarm", "store", "peer", "registry", "kit", "kube", "identity"]),

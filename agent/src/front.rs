@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use shoal_kit::incoming;
+use shoal_kit::incoming::Incoming as Connections;
 use shoal_meta::Digest;
 use shoal_registry::path::{self, ns_of};
 use shoal_registry::range::{self, RangeSet};
@@ -44,8 +44,12 @@ const FAILURE_PATIENCE: Duration = Duration::from_millis(4_200);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an answer under way may take after shutdown began; then it is cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most connections served at a time; further ones wait to be accepted.
+/// Most connections served at a time; further ones are answered 503.
 const CONNECTIONS_MAX: usize = 256;
+/// Most connections that are answered 503 at a time; further ones wait to be accepted.
+const REFUSED_MAX: usize = 64;
+/// How long a client that is answered 503 may take to ask.
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes buffered of one connection, beside the slice being sent.
 const BUFFER_LENGTH_MAX: usize = 64 * 1024;
 /// Closed ranges of up to this many bytes do not make a blob be fetched whole.
@@ -64,39 +68,45 @@ pub(crate) struct Front {
 
 /// Accepts and serves until shutdown, then lets the answers that are under way end.
 pub(crate) async fn serve(front: Arc<Front>, listener: TcpListener, shutdown: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let incoming = Connections::new(listener, CONNECTIONS_MAX + REFUSED_MAX);
+    let served = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
-    let next = async || {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (permit, incoming::accept(&listener).await)
-    };
-    while let Some((permit, stream)) = shutdown.run_until_cancelled(next()).await {
+    while let Some((stream, _, place)) = shutdown.run_until_cancelled(incoming.next()).await {
         let (front, shutdown) = (front.clone(), shutdown.clone());
+        let turn = served.clone().try_acquire_owned().ok();
         connections.spawn(async move {
             front.counters().connections.inc();
             // A client that leaves, and a body cut short, end the connection: neither is a fault of the front.
-            if let Err(error) = serve_one(&front, stream, &shutdown).await {
+            if let Err(error) = serve_one(&front, stream, turn.is_none(), &shutdown).await {
                 tracing::debug!(%error, "connection ended");
             }
             front.counters().connections.dec();
-            drop(permit);
+            drop((turn, place));
         });
     }
     connections.close();
     connections.wait().await;
 }
 
-/// Serves one connection; after shutdown began it ends with the answer under way.
-async fn serve_one(front: &Arc<Front>, stream: TcpStream, shutdown: &CancellationToken) -> hyper::Result<()> {
+/// Serves one connection; after shutdown began it ends with the answer under way. One `too_many` is told so.
+async fn serve_one(
+    front: &Arc<Front>,
+    stream: TcpStream,
+    too_many: bool,
+    shutdown: &CancellationToken,
+) -> hyper::Result<()> {
     let slots = Slots::default();
     let outlet = Outlet::new(stream, slots.clone());
     let service = service_fn(move |request| {
         let (front, slots) = (front.clone(), slots.clone());
-        async move { Ok::<_, std::convert::Infallible>(front.answer(&request, &slots).await) }
+        async move {
+            let answer = if too_many { front.refuse(&request) } else { front.answer(&request, &slots).await };
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_TIMEOUT)
+        .header_read_timeout(if too_many { REFUSED_TIMEOUT } else { REQUEST_TIMEOUT })
         .max_buf_size(BUFFER_LENGTH_MAX)
         // The outlet has to see a body's own runs, and no copy of them.
         .writev(true)
@@ -115,6 +125,15 @@ async fn serve_one(front: &Arc<Front>, stream: TcpStream, shutdown: &Cancellatio
 impl Front {
     fn counters(&self) -> &Counters {
         &self.blobs.counters
+    }
+
+    /// Sends a client to its next host, as there are too many.
+    fn refuse(&self, request: &Request<Incoming>) -> Response<Body> {
+        let error = OciError::unavailable("the agent serves as many connections as it can");
+        let mut response = failure(error, request.method());
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        self.counters().requests.with_label_values(&["refused", response.status().as_str()]).inc();
+        response
     }
 
     async fn answer(self: &Arc<Self>, request: &Request<Incoming>, slots: &Slots) -> Response<Body> {

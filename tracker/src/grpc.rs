@@ -41,7 +41,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Tracker {
         match request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) {
             Some("/Announce") => Box::pin(unary(request, move |request| {
                 only(&request, &announcer(request.get_ref()))?;
-                let from = Caller::of(&request).and_then(|caller| caller.address).map(|address| address.ip());
+                let from = Caller::of(&request).map(|caller| caller.address.ip());
                 service.answer(tokio::time::Instant::now().into_std(), from, request.get_ref())
             })),
             Some("/Leave") => Box::pin(unary(request, move |request| {

@@ -10,7 +10,7 @@ use shoal_registry::embedded::{EmbeddedRegistry, Fault, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::rig::{DEADLINE, LOCAL, REGISTRY, Rig, blob, eventually, get, get_range, manifest, send};
+use crate::rig::{DEADLINE, LOCAL, REGISTRY, Rig, answered, blob, eventually, get, get_range, manifest, send};
 
 const MIB: usize = 1 << 20;
 
@@ -256,4 +256,19 @@ async fn clients_of_every_kind_share_one_download() {
     assert!(shared == content[5 * MIB..6 * MIB]);
     let (_, bytes) = rig.sent(&layer);
     assert!(bytes < 9 * MIB as u64, "{bytes} bytes left upstream");
+}
+
+/// A runtime that waits for an agent which serves others would wait longer than for its next host.
+#[tokio::test]
+async fn one_client_too_many_is_sent_to_its_next_host_at_once() {
+    let rig = Rig::start(Options::default()).await;
+    let agent = rig.agent(|_| {}).await;
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        idle.push(TcpStream::connect(agent.front_addr()).await.unwrap());
+    }
+    let refused = get(&agent, &manifest("v1")).await;
+    assert_eq!((refused.status.as_u16(), refused.header("connection")), (503, "close"));
+    idle.pop();
+    answered(async || get(&agent, &manifest("v1")).await, |answer| answer.status == 200).await;
 }

@@ -6,15 +6,14 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream as Items;
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use shoal_kit::incoming::{Incoming, Place};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
@@ -49,16 +48,14 @@ impl Identity {
         }))
     }
 
-    /// Accepts connections for `Router::serve_with_incoming_shutdown`, at most `connections_max` at a time.
-    ///
-    /// Further ones wait in the kernel's queue until one ends: a client then sees a slow connection, not a reset.
+    /// Accepts connections for `Router::serve_with_incoming_shutdown`, bounded as [`Incoming`] says.
     pub fn incoming(
         &self,
         listener: TcpListener,
         connections_max: usize,
     ) -> impl Items<Item = Result<Connection, Infallible>> + Send + use<> {
-        let permits = Arc::new(Semaphore::new(connections_max));
-        let accepting = Accepting { identity: self.clone(), listener, permits, handshakes: JoinSet::new() };
+        let incoming = Incoming::new(listener, connections_max);
+        let accepting = Accepting { identity: self.clone(), incoming, handshakes: JoinSet::new() };
         futures_util::stream::unfold(accepting, async |mut accepting| {
             let connection = accepting.next().await;
             Some((Ok(connection), accepting))
@@ -75,8 +72,8 @@ fn address(uri: &Uri) -> (String, u16) {
 /// Whoever calls: where it is, and who it may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
-    /// Where it called from; unknown when the connection was gone already.
-    pub address: Option<SocketAddr>,
+    /// Where it called from.
+    pub address: SocketAddr,
     /// What its certificate says it is.
     pub parts: Parts,
 }
@@ -107,26 +104,21 @@ pub fn only<T>(request: &Request<T>, parts: &[Part]) -> Result<(), Status> {
 pub struct Connection {
     stream: Stream<TcpStream>,
     caller: Caller,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 struct Accepting {
     identity: Identity,
-    listener: TcpListener,
-    permits: Arc<Semaphore>,
+    incoming: Incoming,
     handshakes: JoinSet<io::Result<Connection>>,
 }
 
 impl Accepting {
     async fn next(&mut self) -> Connection {
         loop {
-            let accepted = async {
-                let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (permit, shoal_kit::incoming::accept(&self.listener).await)
-            };
             tokio::select! {
-                (permit, stream) = accepted => {
-                    self.handshakes.spawn(shake_hands(self.identity.clone(), stream, permit));
+                (stream, from, place) = self.incoming.next() => {
+                    self.handshakes.spawn(shake_hands(self.identity.clone(), stream, from, place));
                 }
                 Some(Ok(ended)) = self.handshakes.join_next() => match ended {
                     Ok(connection) => return connection,
@@ -137,10 +129,14 @@ impl Accepting {
     }
 }
 
-async fn shake_hands(identity: Identity, stream: TcpStream, permit: OwnedSemaphorePermit) -> io::Result<Connection> {
-    let address = stream.peer_addr().ok();
+async fn shake_hands(
+    identity: Identity,
+    stream: TcpStream,
+    address: SocketAddr,
+    place: Place,
+) -> io::Result<Connection> {
     let (stream, parts) = identity.accept(stream).await?;
-    Ok(Connection { stream, caller: Caller { address, parts }, _permit: permit })
+    Ok(Connection { stream, caller: Caller { address, parts }, _place: place })
 }
 
 impl Connected for Connection {
@@ -185,24 +181,7 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::pin::pin;
-
-    use futures_util::StreamExt as _;
-
     use super::*;
-
-    #[tokio::test]
-    async fn past_the_limit_a_connection_waits_for_another_to_end() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut incoming = pin!(Identity::plaintext().incoming(listener, 1));
-        let _clients = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
-        let first = incoming.next().await.unwrap();
-        assert!(poll_fn(|cx| Poll::Ready(incoming.as_mut().poll_next(cx).is_pending())).await);
-        drop(first);
-        assert!(incoming.next().await.is_some());
-    }
 
     #[test]
     fn servers_are_named_by_address_and_port() {
@@ -220,7 +199,7 @@ mod tests {
     fn a_request_over_no_connection_is_nobodys() {
         let mut request = Request::new(());
         assert!(only(&request, &Part::ALL).is_err());
-        request.extensions_mut().insert(Caller { address: None, parts: Parts::ANY });
+        request.extensions_mut().insert(Caller { address: ([127, 0, 0, 1], 1).into(), parts: Parts::ANY });
         assert!(only(&request, &[Part::Agent]).is_ok());
     }
 }

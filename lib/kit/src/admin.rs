@@ -19,12 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::incoming;
+use crate::incoming::Incoming;
 
 /// How many connections are served at a time; further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -125,16 +124,12 @@ async fn metrics(State(parts): State<Arc<AdminParts>>) -> Response {
 /// [`CONNECTION_TIMEOUT`] for all of it.
 pub async fn serve_router(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let next = async || {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (permit, incoming::accept(&listener).await)
-    };
-    while let Some((permit, stream)) = shutdown.run_until_cancelled(next()).await {
+    let incoming = Incoming::new(listener, CONNECTIONS_MAX);
+    while let Some((stream, _, place)) = shutdown.run_until_cancelled(incoming.next()).await {
         let served = serve(stream, router.clone());
         connections.spawn(async move {
             served.await;
-            drop(permit);
+            drop(place);
         });
     }
     connections.close();
