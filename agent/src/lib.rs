@@ -110,13 +110,15 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let budget =
         Budget { bytes_max: config.store_max.map(shoal_kit::ByteSize::get), free_floor_bytes: config.free_floor.get() };
     let store = Store::open_or_pass(shoal_store::Config { root: config.store.clone(), budget }).await;
-    let node = Node::start(node_config(&config, identity, trackers).await, store.clone(), shutdown.clone()).await?;
+    // Answers under way after shutdown began come from the swarm as before: it ends with the last of them.
+    let over = CancellationToken::new();
+    let served_out = over.clone().drop_guard();
+    let node = Node::start(node_config(&config, identity, trackers).await, store.clone(), over.clone()).await?;
 
     let metrics = Metrics::new("agent");
     let stall_timeout = config.stall_timeout.get();
     let counters = Counters::new(&metrics);
-    let blobs =
-        Blobs::new(store.clone(), node, origins.clone(), upstream.clone(), counters, stall_timeout, shutdown.clone());
+    let blobs = Blobs::new(store.clone(), node, origins.clone(), upstream.clone(), counters, stall_timeout, over);
     status::expose(&metrics, &blobs);
     let manifests = Arc::new(Manifests::new(origins, upstream.clone()));
     let given = Given::open(&config.store).await;
@@ -136,6 +138,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let admin = serve_admin(config.admin_listen, admin_parts(&metrics, &blobs), shutdown.clone()).await?;
     let serving = front::serve(front, listener, shutdown.clone());
     let served = tokio::spawn(async move {
+        let _over = served_out;
         tokio::select! {
             () = serving => given.save().await,
             () = given.save_now_and_then() => {}

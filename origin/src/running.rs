@@ -13,6 +13,7 @@ use shoal_proto::origin::v1::origin_server::OriginServer;
 use shoal_registry::Upstream;
 use shoal_store::{Budget, Store};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -50,8 +51,7 @@ pub struct Running {
     pub peer: PeerInfo,
     node: Node,
     metrics: OriginMetrics,
-    tasks: TaskTracker,
-    shutdown: CancellationToken,
+    ended: JoinHandle<()>,
 }
 
 /// What an origin has moved since it started.
@@ -96,8 +96,10 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let grpc = bind(config.listen, "listen").await?;
     let http = bind(config.http_listen, "http_listen").await?;
     let (grpc_addr, http_addr) = (grpc.local_addr()?, http.local_addr()?);
-    let node =
-        Node::start(peer_config(&config, identity.clone(), &shutdown).await?, store.clone(), shutdown.clone()).await?;
+    // What is under way when shutdown begins needs the swarm: that ends with the last of it.
+    let over = CancellationToken::new();
+    let served_out = over.clone().drop_guard();
+    let node = Node::start(peer_config(&config, identity.clone(), &shutdown).await?, store.clone(), over).await?;
 
     let gate = Arc::new(Gate::new(upstream, metrics.clone()));
     let authorizer = Arc::new(Authorizer::new(Arc::clone(&gate), notes.clone(), metrics.clone()));
@@ -125,9 +127,15 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     tasks.spawn(front::serve(http, identity.clone(), rooms.clone(), shutdown.clone()));
     tasks.spawn(serve_grpc(grpc, Service { rooms, tickets, peer: node.info(), identity }, shutdown.clone()));
     tasks.close();
+    let ended = tokio::spawn(async move {
+        let _over = served_out;
+        if let Err(error) = shutdown::drained(&shutdown, DRAIN, tasks.wait()).await {
+            tracing::warn!(%error, "origin stopped before everything had ended");
+        }
+    });
     let peer = node.info();
     tracing::info!(%grpc_addr, %http_addr, %admin_addr, peer = %peer.address, "origin started");
-    Ok(Running { grpc_addr, http_addr, admin_addr, peer, node, metrics, tasks, shutdown })
+    Ok(Running { grpc_addr, http_addr, admin_addr, peer, node, metrics, ended })
 }
 
 /// Runs an origin until `shutdown` is cancelled and what is under way has ended.
@@ -151,15 +159,12 @@ impl Running {
         }
     }
 
-    /// Waits for the end: after the shutdown token is cancelled, what is being answered has ten seconds.
+    /// Waits for the end: after the shutdown token is cancelled, what is being answered has ten seconds, with the swarm at work.
     pub async fn stopped(self) {
-        let ended = async {
-            self.tasks.wait().await;
-            self.node.stopped().await;
-        };
-        if let Err(error) = shutdown::drained(&self.shutdown, DRAIN, ended).await {
-            tracing::warn!(%error, "origin stopped before everything had ended");
+        if let Err(error) = self.ended.await {
+            tracing::error!(%error, "origin failed");
         }
+        self.node.stopped().await;
     }
 }
 

@@ -40,7 +40,7 @@ async fn the_body_flows_while_the_origin_is_still_fetching() {
 }
 
 #[tokio::test]
-async fn an_origin_killed_in_mid_blob_is_replaced_by_upstream() {
+async fn an_origin_that_stops_sees_the_blob_under_way_to_its_end() {
     let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[8 << 20]).await;
     let stop = CancellationToken::new();
     let origin = rig.origin(stop.clone(), Vec::new()).await;
@@ -48,14 +48,37 @@ async fn an_origin_killed_in_mid_blob_is_replaced_by_upstream() {
     let layer = rig.image.layers[0];
     let path = blob(&layer);
     let pull = async { get(&agent, &path).await };
-    let kill = async {
+    let end = async {
         eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
         stop.cancel();
         origin.stopped().await;
     };
-    let (answer, ()) = tokio::join!(pull, kill);
+    let (answer, ()) = tokio::join!(pull, end);
     assert!(answer.whole && answer.digest() == layer);
-    assert!(agent.status().received.upstream > 0);
+    assert_eq!(agent.status().received.upstream, 0);
+    assert_eq!(rig.sent(&layer), (1, 8 << 20));
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_sees_the_answer_under_way_to_its_end_with_the_swarm() {
+    let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[8 << 20]).await;
+    let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
+    let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
+    let layer = rig.image.layers[0];
+    let path = blob(&layer);
+    let pull = async { get(&agent, &path).await };
+    let end = async {
+        eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
+        rig.stop_agents();
+        let connects = || std::net::TcpStream::connect(agent.front_addr()).is_ok();
+        eventually("new clients go to their next host", || !connects()).await;
+        assert!(agent.status().received.origin < 8 << 20, "it has to end before the blob does");
+    };
+    let (answer, ()) = tokio::join!(pull, end);
+    assert!(answer.whole && answer.digest() == layer);
+    assert_eq!(agent.status().received.upstream, 0);
+    assert_eq!(rig.sent(&layer), (1, 8 << 20));
+    agent.stopped().await;
 }
 
 #[tokio::test]
