@@ -13,11 +13,14 @@ impl Driver {
     /// Reads what we know of a blob that is whole here.
     pub(super) fn read_metainfo(&self, torrent: TorrentKey, conn: ConnId) {
         let source = self.torrents.get(&torrent).map(crate::entry::Entry::source);
-        let (store, handle) = (self.store.clone(), self.net.handle.clone());
+        let (store, handle, identity) = (self.store.clone(), self.net.handle.clone(), self.net.identity.clone());
         self.net.tasks.spawn(async move {
             let mut metainfo = None;
             if let Some(Source::Blob(blob)) = source {
-                metainfo = store.seal(&blob.digest()).await.map(|seal| (blob.metainfo(), seal));
+                let known = store.seal(&blob.digest()).await.map(|seal| (blob.metainfo(), seal));
+                // One that a power cut tore, or whose authority is gone, would get us banned.
+                metainfo = known
+                    .filter(|(metainfo, seal)| identity.check_seal(&metainfo.statement(), seal, Part::Origin).is_ok());
             }
             // The driver's end is the node's end.
             let _ = handle.send(Input::MetainfoRead { conn, torrent, metainfo }).await;

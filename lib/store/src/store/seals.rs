@@ -1,6 +1,7 @@
 //! The origin's seal of a blob's metainfo, kept beside it for peers that hear of the blob when no origin answers.
 //!
-//! Opaque here. A seal that is lost costs nothing but that: it is written without waiting for the disk.
+//! Opaque here. A seal that is lost costs nothing but that: it is written without waiting for the disk, and a power cut may leave
+//! one torn, which who reads it has to tell.
 
 use std::fs;
 use std::io;
@@ -23,7 +24,10 @@ impl Store {
             let mut kept = Ok(());
             for dir in [&blob, &partial, &blob] {
                 let new = dir.join("seal.new");
-                kept = fs::write(&new, &seal).and_then(|()| fs::rename(new, dir.join(NAME)));
+                kept = fs::write(&new, &seal)
+                    .and_then(|()| shared.host.step("seal"))
+                    .and_then(|()| fs::rename(new, dir.join(NAME)))
+                    .and_then(|()| shared.host.step("seal in place"));
                 if !kept.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                     break;
                 }

@@ -78,6 +78,8 @@ async fn crashes(scene: &Scene, samples: &[Sample; 3], seed: u64) -> Vec<Crash> 
         partial.extend_hashes(index as u32, &peers.hashes()[index..=index]).await.unwrap();
         let _ = partial.write_piece(peers.piece(piece), peers.blocks(piece)).await;
     }
+    store.set_seal(&origins.digest, vec![7; 1000]).await;
+    store.set_seal(&peers.digest, vec![8; 1000]).await;
     for piece in 0..4 {
         partial.write_piece(peers.piece(piece), peers.blocks(piece)).await.unwrap();
     }
