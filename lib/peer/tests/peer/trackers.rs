@@ -1,10 +1,7 @@
 //! Nodes find each other through trackers, and do without them.
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-mod rig;
-
-use rig::tracker::Fake;
-use rig::{MIB, config, content, soon, start, until};
+use crate::rig::tracker::Fake;
+use crate::rig::{MIB, config, content, soon, start, until};
 use shoal_meta::Server;
 use shoal_peer::{Config, Node, StartError};
 use shoal_proto::tracker::v1::TorrentState;

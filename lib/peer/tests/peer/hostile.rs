@@ -1,11 +1,8 @@
 //! Peers that break the protocol lose their connection, and nothing else happens.
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
-mod rig;
 
 use std::time::Duration;
 
-use rig::{MIB, Rig, config, content, soon, start, until};
+use crate::rig::{MIB, Rig, config, content, soon, start, until};
 use shoal_meta::{Bitfield, PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::{self, Alias, Header, Message, Opened};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,7 +101,7 @@ async fn a_block_nobody_asked_for_loses_its_connection() {
     let node = start(config()).await;
     let mut rogue = Rogue::greet(&node, 1).await;
     let content = content(MIB, 1);
-    let (digest, geometry) = rig::name(&content);
+    let (digest, geometry) = crate::rig::name(&content);
     let _torrent = node.node.join(node.store.partial(digest, geometry).await.unwrap()).await.unwrap();
     rogue.say(&Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into()).await;
     let block = geometry.blocks(geometry.piece(0).unwrap()).next().unwrap();
@@ -157,7 +154,7 @@ async fn one_who_floods_and_reads_nothing_is_let_go() {
     let node = start(config()).await;
     let content = content(MIB, 3);
     node.hold(&content).await;
-    let (digest, geometry) = rig::name(&content);
+    let (digest, geometry) = crate::rig::name(&content);
     let mut rogue = Rogue::greet(&node, 1).await;
     rogue.say(&Opened { alias: Alias(1), digest, geometry, have: Bitfield::empty(&geometry) }.into()).await;
     // Each request is answered by a reject, which it does not read.

@@ -1,10 +1,6 @@
 //! Blobs through the origin's metainfo stream: fetched once, published as they come, resumed, withdrawn.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
-use common::{Lab, Told, hashes_of, noise, within};
+use crate::rig::{Lab, Told, hashes_of, noise, within};
 use prost::Message as _;
 use shoal_proto::UPSTREAM_ERROR_METADATA;
 use shoal_proto::origin::v1::{AuthorizeRequest, UpstreamError};

@@ -1,12 +1,8 @@
 //! Who is given what is held, in each mode of `private_images`, while upstream answers and while it does not.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{Lab, REPOSITORY, noise};
+use crate::rig::{Lab, REPOSITORY, noise};
 use shoal_kit::HumanDuration;
 use shoal_meta::Digest;
 use shoal_registry::PrivateImages::{self, DigestKnown, Off, Strict};

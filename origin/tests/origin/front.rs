@@ -1,12 +1,8 @@
 //! The origin as a plain pull-through registry over HTTP.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{Cut, Lab, REPOSITORY, noise};
+use crate::rig::{Cut, Lab, REPOSITORY, noise};
 use http::Method;
 use shoal_kit::HumanDuration;
 use shoal_meta::Digest;

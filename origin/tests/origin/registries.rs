@@ -1,12 +1,8 @@
 //! What an origin gives when its configuration says what may be served, or that upstream is not asked.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{Lab, REPOSITORY, noise};
+use crate::rig::{Lab, REPOSITORY, noise};
 use http::Method;
 use shoal_kit::HumanDuration;
 use shoal_meta::Digest;

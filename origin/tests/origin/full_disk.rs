@@ -1,11 +1,7 @@
 //! An origin whose disk takes no blob: it passes them through, and says so to agents.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
+use crate::rig::{Cut, Lab, REPOSITORY, noise};
 use bytes::Bytes;
-use common::{Cut, Lab, REPOSITORY, noise};
 use http::Method;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
@@ -88,7 +84,7 @@ async fn a_body_goes_on_past_a_disk_that_fails_in_its_midst() {
     let mut response = client.get(url.parse().unwrap()).await.unwrap();
     let first = response.frame().await.unwrap().unwrap().into_data().unwrap();
     lab.lose_partials();
-    let rest = common::within(response.into_body().collect()).await.unwrap().to_bytes();
+    let rest = crate::rig::within(response.into_body().collect()).await.unwrap().to_bytes();
     assert!([first, rest].concat() == blob);
     assert_eq!(lab.origin.counters().blobs_ingested, 0);
     assert_eq!(lab.metainfo(&digest).await.unwrap_err().code(), Code::ResourceExhausted);

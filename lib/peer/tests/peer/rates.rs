@@ -1,10 +1,7 @@
 //! The caps of a node hold on the wire and are reached there. In virtual time, where only waiting takes time: a busy
 //! machine makes these tests slower and changes nothing they see.
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-mod rig;
-
-use rig::{MIB, config, content, soon, start};
+use crate::rig::{MIB, config, content, soon, start};
 use shoal_peer::{Config, Torrent};
 use tokio::time::Instant;
 

@@ -1,7 +1,6 @@
 //! What the tests of whole nodes share: nodes on loopback with stores of their own, blobs, deadlines.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the rig")]
 
-pub mod tracker;
+pub(crate) mod tracker;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,13 +16,13 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// A node and its store; both end with it.
-pub struct Rig {
-    pub node: Node,
-    pub store: Store,
-    pub shutdown: CancellationToken,
+pub(crate) struct Rig {
+    pub(crate) node: Node,
+    pub(crate) store: Store,
+    pub(crate) shutdown: CancellationToken,
     root: TempDir,
 }
 
@@ -34,7 +33,7 @@ impl Drop for Rig {
 }
 
 /// A configuration for loopback without trackers or caps.
-pub fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: None,
@@ -49,7 +48,7 @@ pub fn config() -> Config {
     }
 }
 
-pub async fn start(config: Config) -> Rig {
+pub(crate) async fn start(config: Config) -> Rig {
     start_on(config, tempfile::tempdir().unwrap()).await
 }
 
@@ -63,7 +62,7 @@ async fn start_on(config: Config, root: TempDir) -> Rig {
 
 impl Rig {
     /// Puts a blob into the store, as the origin's ingest does.
-    pub async fn hold(&self, content: &Bytes) -> Blob {
+    pub(crate) async fn hold(&self, content: &Bytes) -> Blob {
         let (digest, geometry) = name(content);
         let partial = self.store.partial(digest, geometry).await.unwrap();
         for piece in geometry.pieces() {
@@ -75,7 +74,7 @@ impl Rig {
     }
 
     /// Another node that holds a blob of this one, a byte of each piece of which has rotted.
-    pub async fn rotten(&self, blob: &Blob, config: Config) -> Rig {
+    pub(crate) async fn rotten(&self, blob: &Blob, config: Config) -> Rig {
         let (root, hex) = (tempfile::tempdir().unwrap(), blob.digest().hex());
         let directory = format!("store/blobs/sha256/{}/{hex}", &hex[..2]);
         std::fs::create_dir_all(root.path().join(&directory)).unwrap();
@@ -93,12 +92,12 @@ impl Rig {
     }
 
     /// Takes the files of unfinished blobs away, as a disk that fails may.
-    pub fn lose_partials(&self) {
+    pub(crate) fn lose_partials(&self) {
         std::fs::remove_dir_all(self.root.path().join("store/partial")).unwrap();
     }
 
     /// Joins a blob's torrent knowing all hashes, with these peers.
-    pub async fn join(&self, blob: &Blob, peers: &[&Rig]) -> Torrent {
+    pub(crate) async fn join(&self, blob: &Blob, peers: &[&Rig]) -> Torrent {
         let partial = self.store.partial(blob.digest(), blob.geometry()).await.unwrap();
         let torrent = self.node.join(partial).await.unwrap();
         torrent.extend_hashes(0, blob.metainfo().hashes().to_vec()).await.unwrap();
@@ -106,13 +105,13 @@ impl Rig {
         torrent
     }
 
-    pub fn info(&self) -> PeerInfo {
+    pub(crate) fn info(&self) -> PeerInfo {
         self.node.info()
     }
 }
 
 /// Bytes that differ from piece to piece.
-pub fn content(length: u64, seed: u64) -> Bytes {
+pub(crate) fn content(length: u64, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(usize::try_from(length).unwrap());
     while (out.len() as u64) < length {
@@ -125,17 +124,17 @@ pub fn content(length: u64, seed: u64) -> Bytes {
     out.into()
 }
 
-pub fn name(content: &Bytes) -> (Digest, Geometry) {
+pub(crate) fn name(content: &Bytes) -> (Digest, Geometry) {
     (Digest::sha256_of(content), Geometry::for_length(content.len() as u64).unwrap())
 }
 
-pub fn piece_of(content: &Bytes, geometry: &Geometry, piece: PieceIndex) -> Bytes {
+pub(crate) fn piece_of(content: &Bytes, geometry: &Geometry, piece: PieceIndex) -> Bytes {
     let range = geometry.piece_range(piece);
     content.slice(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap())
 }
 
 /// The bytes of a committed blob.
-pub async fn read(blob: &Blob) -> Bytes {
+pub(crate) async fn read(blob: &Blob) -> Bytes {
     let mut out = Vec::new();
     for piece in blob.geometry().pieces() {
         let range = blob.geometry().piece_range(piece);
@@ -145,12 +144,12 @@ pub async fn read(blob: &Blob) -> Bytes {
 }
 
 /// Waits for something that must come, with a deadline generous enough for a busy machine.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("it comes before the deadline")
 }
 
 /// Polls until something is true.
-pub async fn until(mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(mut done: impl FnMut() -> bool) {
     soon(async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,8 +1,5 @@
 //! An origin before an embedded registry, over real sockets, and what its clients would do.
 
-#![allow(dead_code, reason = "each test file uses what it needs")]
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;

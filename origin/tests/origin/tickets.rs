@@ -1,13 +1,9 @@
 //! Tickets over real sockets: a private repository is opened by the pull secret that an origin was granted, and by nothing else.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of tests may unwrap as the tests do")]
-
-mod common;
-
 use std::time::Duration;
 
+use crate::rig::{Lab, REPOSITORY, hashes_of, noise, within};
 use bytes::Bytes;
-use common::{Lab, REPOSITORY, hashes_of, noise, within};
 use prost::Message as _;
 use shoal_meta::PieceHash;
 use shoal_proto::origin::v1::metainfo_update::Update;

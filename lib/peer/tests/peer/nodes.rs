@@ -1,10 +1,7 @@
 //! Whole nodes on loopback swap blobs.
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-mod rig;
-
+use crate::rig::{MIB, config, content, name, piece_of, read, soon, start, until};
 use bytes::Bytes;
-use rig::{MIB, config, content, name, piece_of, read, soon, start, until};
 use shoal_meta::{Digest, PieceHash, Role};
 use shoal_peer::{Failure, JoinError, TorrentError, TorrentState};
 

@@ -13,16 +13,16 @@ use tonic::{Request, Response, Status};
 
 /// What a tracker knows: by peer and by digest.
 #[derive(Default)]
-pub struct Book {
-    pub held: BTreeMap<Vec<u8>, BTreeMap<String, TorrentState>>,
-    pub peers: BTreeMap<Vec<u8>, proto::Peer>,
-    pub calls: usize,
-    pub left: usize,
+pub(crate) struct Book {
+    pub(crate) held: BTreeMap<Vec<u8>, BTreeMap<String, TorrentState>>,
+    pub(crate) peers: BTreeMap<Vec<u8>, proto::Peer>,
+    pub(crate) calls: usize,
+    pub(crate) left: usize,
 }
 
 /// A running tracker.
-pub struct Fake {
-    pub address: SocketAddr,
+pub(crate) struct Fake {
+    pub(crate) address: SocketAddr,
     book: Arc<Mutex<Book>>,
     shutdown: CancellationToken,
 }
@@ -30,11 +30,11 @@ pub struct Fake {
 struct Service(Arc<Mutex<Book>>);
 
 impl Fake {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_at(([127, 0, 0, 1], 0).into()).await
     }
 
-    pub async fn start_at(address: SocketAddr) -> Self {
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (book, shutdown) = (Arc::<Mutex<Book>>::default(), CancellationToken::new());
@@ -45,20 +45,20 @@ impl Fake {
         Self { address, book, shutdown }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn book(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap()
     }
 
     /// What a peer is known to do with a blob.
-    pub fn state(&self, peer: &shoal_meta::PeerInfo, digest: &shoal_meta::Digest) -> Option<TorrentState> {
+    pub(crate) fn state(&self, peer: &shoal_meta::PeerInfo, digest: &shoal_meta::Digest) -> Option<TorrentState> {
         self.book().held.get(&peer.id.0[..])?.get(&digest.to_string()).copied()
     }
 
-    pub fn stop(self) -> SocketAddr {
+    pub(crate) fn stop(self) -> SocketAddr {
         self.address
     }
 }

@@ -1,9 +1,6 @@
 //! Nodes that have certificates swap with their like, and with nobody else.
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-mod rig;
-
-use rig::{MIB, Rig, config, content, read, soon, start, until};
+use crate::rig::{MIB, Rig, config, content, read, soon, start, until};
 use shoal_identity::{Identity, Part, issue};
 use shoal_meta::{PeerInfo, Role};
 use shoal_peer::Config;
@@ -90,4 +87,37 @@ async fn an_agent_cannot_pose_as_an_origin() {
         torrent.committed().await.unwrap();
     })
     .await;
+}
+
+/// As a power cut may have torn it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_that_does_not_hold_is_not_passed_on() {
+    let authority = Authority::new();
+    let (torn, good, asker) = (authority.agent().await, authority.agent().await, authority.agent().await);
+    let content = content(MIB, 4);
+    let blob = torn.hold(&content).await;
+    good.hold(&content).await;
+    let seal = authority.identity(Part::Origin, "origin").seal(&blob.metainfo().statement()).unwrap();
+    torn.node.keep_seal(&blob.digest(), seal[..seal.len() / 2].to_vec()).await;
+    good.node.keep_seal(&blob.digest(), seal).await;
+
+    let partial = asker.store.partial(blob.digest(), blob.geometry()).await.unwrap();
+    let torrent = asker.node.join(partial).await.unwrap();
+    asker.node.add_peers(blob.digest(), vec![torn.info()]);
+    until(|| asker.node.status().connections == 1).await;
+    let mut asked = 0;
+    until(|| {
+        torrent.find_metainfo();
+        asked += 1;
+        asked > 20
+    })
+    .await;
+    asker.node.add_peers(blob.digest(), vec![good.info()]);
+    until(|| {
+        torrent.find_metainfo();
+        torrent.progress().borrow().have > 0
+    })
+    .await;
+    soon(torrent.committed()).await.unwrap();
+    assert_eq!((asker.node.status().violations, asker.node.status().connections), (0, 2));
 }
