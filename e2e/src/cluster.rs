@@ -39,6 +39,8 @@ pub struct Plan {
     pub faulty: bool,
     /// Who may read from the upstream.
     pub guard: Guard,
+    /// Whether parts have certificates.
+    pub certificates: bool,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Plan {
             docker_hub: false,
             faulty: false,
             guard: Guard::Open,
+            certificates: false,
         }
     }
 }
@@ -83,7 +86,8 @@ pub struct Cluster {
     pub faulty: Option<Faulty>,
     /// Docker Hub's, when the plan says so.
     pub identity: Option<Identity>,
-    tracker_node: Arc<Node>,
+    /// The tracker's node.
+    pub tracker_node: Arc<Node>,
     program: Program,
     lab: Lab,
 }
@@ -94,8 +98,11 @@ impl Cluster {
     /// # Errors
     /// When anything of it does not start.
     pub fn start(bench: &Bench, plan: Plan, image: &Image, name: &str) -> Result<Self> {
-        let program = Program::find()?;
+        let mut program = Program::find()?;
         let mut lab = bench.lab()?;
+        if plan.certificates {
+            program = program.with_certificates(&lab.dir().join("certificates"))?;
+        }
         let upstream_link = if plan.faulty { Link::default() } else { plan.upstream_link };
         let upstream_node = lab.add_node("upstream", upstream_link)?;
         let front = if plan.faulty { Some(lab.add_node("faulty", plan.upstream_link)?) } else { None };

@@ -4,8 +4,8 @@
 //! Participants, from the bottom up: [`lab`] makes the network and its [`node`]s; [`process`] runs programs on them;
 //! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, with [`tokens`] beside it if it is private,
 //! and [`faulty`] what can stand before it and do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
-//! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`kubernetes`] is one, for the chart; [`harness`] runs the tests
-//! and counts; [`bench`] measures.
+//! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`kubernetes`] is one, for the chart; [`rogue`] lies to it;
+//! [`harness`] runs the tests and counts; [`bench`] measures.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
 //! and configuration.
@@ -21,6 +21,7 @@ pub mod node;
 pub mod process;
 pub mod program;
 pub mod registry;
+pub mod rogue;
 pub mod runtime;
 pub mod tls;
 pub mod tokens;

@@ -23,9 +23,11 @@ pub const ORIGIN_FRONT: &str = "127.0.0.1:7503";
 /// What a test needs to look into a failure.
 const LOG: &str = "info,shoal=debug";
 const FRONT_PORT: u16 = 5050;
-const AGENT_PEER_PORT: u16 = 5051;
+/// Where agents take peers.
+pub const AGENT_PEER_PORT: u16 = 5051;
 const ORIGIN_PORT: u16 = 7500;
-const ORIGIN_PEER_PORT: u16 = 7501;
+/// Where origins take peers.
+pub const ORIGIN_PEER_PORT: u16 = 7501;
 /// Where trackers say how they are.
 pub const TRACKER_ADMIN: &str = "0.0.0.0:7402";
 /// Where trackers listen.
@@ -37,6 +39,8 @@ pub struct Program {
     path: PathBuf,
     /// What it logs, unless `SHOAL_LOG` says otherwise.
     log: &'static str,
+    /// Where each part that it starts has its certificate, in a directory of the part's name.
+    certificates: Option<PathBuf>,
 }
 
 impl Program {
@@ -47,14 +51,14 @@ impl Program {
     pub fn find() -> Result<Self> {
         static FOUND: OnceLock<PathBuf> = OnceLock::new();
         if let Some(found) = FOUND.get() {
-            return Ok(Self { path: found.clone(), log: LOG });
+            return Ok(Self { path: found.clone(), log: LOG, certificates: None });
         }
         let path = match std::env::var_os("SHOAL_BIN") {
             Some(path) => PathBuf::from(path).canonicalize().context("SHOAL_BIN")?,
             None => build()?,
         };
         ensure!(path.is_file(), "no program at {}", path.display());
-        Ok(Self { path: FOUND.get_or_init(|| path).clone(), log: LOG })
+        Ok(Self { path: FOUND.get_or_init(|| path).clone(), log: LOG, certificates: None })
     }
 
     /// Where it is.
@@ -84,6 +88,21 @@ impl Program {
         Self { log, ..self }
     }
 
+    /// The same program, whose parts have certificates of a new authority, which it makes in a directory.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn with_certificates(self, dir: &Path) -> Result<Self> {
+        run(&self.path.to_string_lossy(), [Path::new("certificates"), dir])?;
+        Ok(Self { certificates: Some(dir.to_owned()), ..self })
+    }
+
+    /// Where a part that it starts has its certificate, if it has one.
+    #[must_use]
+    pub fn certificates(&self, part: &str) -> Option<PathBuf> {
+        self.certificates.as_ref().map(|dir| dir.join(part))
+    }
+
     /// Starts a tracker and waits until it listens.
     ///
     /// # Errors
@@ -106,6 +125,9 @@ impl Program {
     fn tracker_command(&self, node: &Node) -> Command {
         let mut command = self.command(node, "tracker");
         command.args(["--listen", &format!("0.0.0.0:{TRACKER_PORT}"), "--admin-listen", TRACKER_ADMIN]);
+        if let Some(certificates) = self.certificates("tracker") {
+            command.arg("--certificates").arg(certificates);
+        }
         command
     }
 
@@ -182,7 +204,8 @@ impl Program {
 
     fn configured(&self, node: &Node, part: &str, config: &str) -> Result<Command> {
         let file = node.dir().join(format!("{part}.toml"));
-        fs::write(&file, config).context("config file")?;
+        let certificates = self.certificates(part).map(|dir| format!("certificates = {dir:?}\n")).unwrap_or_default();
+        fs::write(&file, certificates + config).context("config file")?;
         let mut command = self.command(node, part);
         command.arg("--config").arg(file);
         Ok(command)

@@ -1,6 +1,16 @@
-//! What a running process has cost so far, from /proc. Read by both benchmarks.
+//! What a running process has cost so far, from /proc. Read by both benchmarks, and by tests that watch over some.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::process::Process;
+
+/// How often those that are watched are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// User and system time of all its threads, dead or alive, in clock ticks; `None` once it is gone.
 #[must_use]
@@ -17,4 +27,68 @@ pub fn anon_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// The most that a process had at a look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Peak {
+    /// Anonymous memory in bytes.
+    pub anon_bytes: u64,
+    /// Open files, sockets among them.
+    pub open_files: u64,
+}
+
+impl Peak {
+    /// What a process has now; nothing once it is gone.
+    fn now(pid: u32) -> Self {
+        let open_files = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64);
+        Self { anon_bytes: anon_bytes(pid).unwrap_or(0), open_files }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self { anon_bytes: self.anon_bytes.max(other.anon_bytes), open_files: self.open_files.max(other.open_files) }
+    }
+}
+
+/// Looks at processes until it is stopped.
+#[derive(Debug)]
+pub struct Watch {
+    stopping: Arc<AtomicBool>,
+    looking: JoinHandle<BTreeMap<String, Peak>>,
+}
+
+impl Watch {
+    /// Begins to look at programs that run on nodes. One that has ended has nothing.
+    #[must_use]
+    pub fn start<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Self {
+        let pids = processes.into_iter().filter_map(|process| Some((process.name().to_owned(), program_pid(process)?)));
+        let pids = pids.collect::<Vec<_>>();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopping);
+        let looking = std::thread::spawn(move || {
+            let mut peaks = BTreeMap::<String, Peak>::new();
+            while !stop.load(Relaxed) {
+                for (name, pid) in &pids {
+                    let peak = peaks.entry(name.clone()).or_default();
+                    *peak = peak.or(Peak::now(*pid));
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+            peaks
+        });
+        Self { stopping, looking }
+    }
+
+    /// Ends it, and gives the most that each had, by its name.
+    #[must_use]
+    pub fn stop(self) -> BTreeMap<String, Peak> {
+        self.stopping.store(true, Relaxed);
+        self.looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// The number of a program on a node: what was started there waits for it, in the namespaces outside.
+fn program_pid(process: &Process) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.pid())).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }

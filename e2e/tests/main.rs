@@ -11,6 +11,8 @@ mod lab;
 mod losses;
 mod private;
 mod pulls;
+mod rogue;
+mod strangers;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
             losses::TESTS,
             faults::TESTS,
             private::TESTS,
+            rogue::TESTS,
+            strangers::TESTS,
             kubernetes::TESTS,
         ]
         .concat(),
