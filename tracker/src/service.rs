@@ -159,7 +159,9 @@ fn milliseconds(duration: shoal_kit::HumanDuration) -> u32 {
 
 fn refusal(error: AnnounceError) -> Status {
     match error {
-        AnnounceError::PeersFull { .. } => Status::resource_exhausted(error.to_string()),
+        AnnounceError::PeersFull { .. } | AnnounceError::ShareFull { .. } => {
+            Status::resource_exhausted(error.to_string())
+        }
     }
 }
 
@@ -172,7 +174,9 @@ fn check_announce(from: Option<IpAddr>, request: &proto::AnnounceRequest) -> Res
         return Err(Status::invalid_argument(message));
     }
     let torrents = request.torrents.iter().map(check_torrent).collect::<Result<_, _>>()?;
-    Ok(Announce { peer, full: request.full, torrents })
+    // On one machine everybody has the same address.
+    let from = from.map(|from| from.to_canonical()).filter(|from| !from.is_loopback());
+    Ok(Announce { peer, from, full: request.full, torrents })
 }
 
 /// A peer that listens on every address may not know its own: it is where it announces from.

@@ -19,6 +19,7 @@ mod tests;
 mod torrent;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
@@ -34,6 +35,10 @@ use torrent::{Member, Scope, Standing, Torrent};
 pub const ANSWER_PEERS_MAX: usize = 10_000;
 /// How many peers one call of [`State::expire`] forgets at most, so that the others need not wait for long.
 pub const EXPIRE_MAX: usize = 64;
+
+/// One in so many peers and members may come from one address: whoever has taken over a node, and announces peers and torrents
+/// that are not there, leaves room to the others.
+pub const SHARE: usize = 16;
 
 /// Agents of a zone that fetch a blob across: two, so that one may be lost.
 pub const LEADERS_MAX: usize = 2;
@@ -67,6 +72,8 @@ pub enum Holding {
 pub struct Announce {
     /// Who announces.
     pub peer: PeerInfo,
+    /// Where it announces from; `None` takes from nobody's share.
+    pub from: Option<IpAddr>,
     /// Whether `torrents` is all the peer has; what is not listed is forgotten then.
     pub full: bool,
     /// The torrents, applied in order.
@@ -113,6 +120,15 @@ pub enum AnnounceError {
         /// The limit.
         peers_max: usize,
     },
+    /// As many peers announce from one address as may. Retryable after the next interval; behind an address translation the
+    /// operator may raise the limit of all peers.
+    #[error("{peers_max} peers announce from {address} already, and no more may")]
+    ShareFull {
+        /// The address.
+        address: IpAddr,
+        /// Its share of the limit.
+        peers_max: usize,
+    },
 }
 
 /// How much there is now.
@@ -157,6 +173,8 @@ pub struct State<C> {
     card: fn(&PeerInfo) -> C,
     peers: Slab<Peer<C>>,
     peers_by_id: HashMap<PeerId, u32>,
+    /// What came from each address.
+    shares: HashMap<IpAddr, Share>,
     /// Exactly one entry for each peer: when its lease ends.
     leases: BTreeSet<(Instant, u32)>,
     torrents: Slab<Torrent>,
@@ -167,10 +185,19 @@ pub struct State<C> {
     counters: Counters,
 }
 
+/// How much came from one address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    peers: usize,
+    memberships: usize,
+}
+
 /// A peer with a lease.
 #[derive(Debug)]
 struct Peer<C> {
     info: PeerInfo,
+    /// Where it came from first.
+    from: Option<IpAddr>,
     card: C,
     standing: Standing,
     lease_end: Instant,
@@ -191,6 +218,7 @@ impl<C: Clone> State<C> {
             card,
             peers: Slab::new(),
             peers_by_id: HashMap::new(),
+            shares: HashMap::new(),
             leases: BTreeSet::new(),
             torrents: Slab::new(),
             torrents_by_digest: HashMap::new(),
@@ -229,7 +257,7 @@ impl<C: Clone> State<C> {
     /// # Errors
     /// When the peer is new and there are too many already.
     pub fn announce(&mut self, now: Instant, announce: &Announce) -> Result<Answer<C>, AnnounceError> {
-        let peer = self.admit(now, &announce.peer)?;
+        let peer = self.admit(now, &announce.peer, announce.from)?;
         if announce.full {
             self.forget_unlisted(peer, &announce.torrents);
             self.peers[peer as usize].synced = true;
@@ -276,7 +304,7 @@ impl<C: Clone> State<C> {
     }
 
     /// Finds or takes in a peer, with a lease from now on and its latest address and standing.
-    fn admit(&mut self, now: Instant, info: &PeerInfo) -> Result<u32, AnnounceError> {
+    fn admit(&mut self, now: Instant, info: &PeerInfo, from: Option<IpAddr>) -> Result<u32, AnnounceError> {
         let lease_end = now + self.lease;
         if let Some(&key) = self.peers_by_id.get(&info.id) {
             let peer = &mut self.peers[key as usize];
@@ -292,8 +320,17 @@ impl<C: Clone> State<C> {
             self.counters.announces_refused += 1;
             return Err(AnnounceError::PeersFull { peers_max: self.limits.peers_max });
         }
+        let peers_max = share_of(self.limits.peers_max);
+        if let Some(address) = from.filter(|from| self.share(*from).peers >= peers_max) {
+            self.counters.announces_refused += 1;
+            return Err(AnnounceError::ShareFull { address, peers_max });
+        }
+        if let Some(from) = from {
+            self.shares.entry(from).or_default().peers += 1;
+        }
         let key = self.peers.insert(Peer {
             info: info.clone(),
+            from,
             card: (self.card)(info),
             standing: Standing::of(info),
             lease_end,
@@ -303,6 +340,10 @@ impl<C: Clone> State<C> {
         self.peers_by_id.insert(info.id, key);
         self.leases.insert((lease_end, key));
         Ok(key)
+    }
+
+    fn share(&self, from: IpAddr) -> Share {
+        self.shares.get(&from).copied().unwrap_or_default()
     }
 
     /// Takes a peer's new address, role or topology.
@@ -322,6 +363,13 @@ impl<C: Clone> State<C> {
     fn forget(&mut self, key: u32) {
         self.forget_torrents(key, |_| true);
         let peer = self.peers.remove(key as usize);
+        if let Some(from) = peer.from {
+            let share = self.shares.entry(from).or_default();
+            share.peers -= 1;
+            if share.peers == 0 {
+                self.shares.remove(&from);
+            }
+        }
         self.peers_by_id.remove(&peer.info.id);
         self.leases.remove(&(peer.lease_end, key));
     }
@@ -348,6 +396,8 @@ impl<C: Clone> State<C> {
     /// Applies one torrent of an announce, within the limits.
     fn record(&mut self, key: u32, announce: &TorrentAnnounce) {
         let torrent = self.torrents_by_digest.get(&announce.digest).copied();
+        let from = self.peers[key as usize].from;
+        let share = from.map_or(0, |from| self.share(from).memberships);
         let peer = &mut self.peers[key as usize];
         let torrents = peer.torrents.len();
         let member = torrent.and_then(|torrent| Some((torrent, peer.torrents.get_mut(&torrent)?)));
@@ -363,7 +413,8 @@ impl<C: Clone> State<C> {
                 let members = torrent.map_or(0, |torrent| self.torrents[torrent as usize].members());
                 let room = torrents < self.limits.torrents_per_peer_max
                     && members < self.limits.members_max
-                    && self.memberships < self.limits.memberships_max;
+                    && self.memberships < self.limits.memberships_max
+                    && share < share_of(self.limits.memberships_max);
                 if room {
                     self.enter(key, &announce.digest, holding);
                 } else {
@@ -381,6 +432,9 @@ impl<C: Clone> State<C> {
         let peer = &mut self.peers[key as usize];
         let spots = Scope::ALL.map(|scope| self.torrents[torrent as usize].push(&peer.standing, scope, key));
         peer.torrents.insert(torrent, Member { holding, spots });
+        if let Some(from) = peer.from {
+            self.shares.entry(from).or_default().memberships += 1;
+        }
         self.memberships += 1;
         self.seeding += usize::from(holding == Holding::Seeding);
     }
@@ -392,6 +446,9 @@ impl<C: Clone> State<C> {
         let Some(member) = peer.torrents.remove(&torrent) else {
             return;
         };
+        if let Some(share) = peer.from.and_then(|from| self.shares.get_mut(&from)) {
+            share.memberships -= 1;
+        }
         let members = &mut self.torrents[torrent as usize];
         for (scope, spot) in Scope::ALL.into_iter().zip(member.spots) {
             if let Some(moved) = members.remove(&standing, scope, spot) {
@@ -446,6 +503,15 @@ impl<C: Clone> State<C> {
             memberships += peer.torrents.len();
         }
         assert_eq!((memberships, seeding), (self.memberships, self.seeding));
+        let mut shares = HashMap::<IpAddr, Share>::new();
+        for (_, peer) in &self.peers {
+            if let Some(from) = peer.from {
+                let share = shares.entry(from).or_default();
+                share.peers += 1;
+                share.memberships += peer.torrents.len();
+            }
+        }
+        assert_eq!(shares, self.shares);
         let members = |torrent: &Torrent| {
             torrent.check_rosters();
             assert!(torrent.members() <= self.limits.members_max);
@@ -454,4 +520,9 @@ impl<C: Clone> State<C> {
         assert_eq!(self.torrents.iter().map(|(_, torrent)| members(torrent)).sum::<usize>(), memberships);
         assert!(self.peers.len() <= self.limits.peers_max && memberships <= self.limits.memberships_max);
     }
+}
+
+/// What of a limit one address may take.
+fn share_of(limit: usize) -> usize {
+    limit.div_ceil(SHARE)
 }

@@ -128,7 +128,7 @@ fn torrent() -> impl Strategy<Value = TorrentAnnounce> {
 
 fn transition() -> impl Strategy<Value = Transition> {
     let announce = (peer(), prop::bool::weighted(0.3), vec(torrent(), 0..6))
-        .prop_map(|(peer, full, torrents)| Transition::Announce(Announce { peer, full, torrents }));
+        .prop_map(|(peer, full, torrents)| Transition::Announce(Announce { peer, from: None, full, torrents }));
     prop_oneof![
         12 => announce,
         1 => (0..18u8).prop_map(|number| Transition::Leave(PeerId([number; 16]))),

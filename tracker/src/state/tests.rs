@@ -41,7 +41,7 @@ fn torrent(number: u8, peers_wanted: u32) -> TorrentAnnounce {
 }
 
 fn announce(peer: &PeerInfo, torrents: &[TorrentAnnounce]) -> Announce {
-    Announce { peer: peer.clone(), full: true, torrents: torrents.to_vec() }
+    Announce { peer: peer.clone(), from: None, full: true, torrents: torrents.to_vec() }
 }
 
 /// Announces that a peer leeches a torrent, and gives the peers it is handed.
@@ -284,4 +284,27 @@ fn the_first_two_of_a_zone_lead_it_and_who_leaves_is_replaced() {
     assert_eq!(leads, [Some((1, 2)), None, Some((0, 2))]);
     assert_eq!(lead(&mut state, &agent(9, "", "")), None, "without a zone there is nothing to cross");
     assert_eq!(lead(&mut state, &PeerInfo { role: Role::Origin, ..agent(10, "a", "") }), None);
+}
+
+#[test]
+fn one_address_takes_its_share_and_leaves_the_rest_to_others() {
+    let (limits, now) = (Limits { peers_max: 48, memberships_max: 80, ..LIMITS }, Instant::now());
+    let mut state = state(limits);
+    let mut from = |last: u8, number, torrents: &[TorrentAnnounce]| {
+        let announce = Announce { from: Some([10, 0, 0, last].into()), ..announce(&agent(number, "", ""), torrents) };
+        let answer = state.announce(now, &announce);
+        state.check_invariants();
+        (answer.err(), state.sizes().peers, state.sizes().memberships)
+    };
+    let many: Vec<_> = (0..10).map(|number| torrent(number, 0)).collect();
+    assert_eq!(from(1, 1, &many), (None, 1, 5));
+    assert_eq!(from(1, 2, &many), (None, 2, 5));
+    assert_eq!(from(1, 3, &many), (None, 3, 5));
+    let full = AnnounceError::ShareFull { address: [10, 0, 0, 1].into(), peers_max: 3 };
+    assert_eq!(from(1, 4, &many), (Some(full), 3, 5));
+    assert_eq!(from(1, 1, &many[..1]), (None, 3, 1), "what it forgets makes room");
+    assert_eq!(from(2, 5, &many[..4]), (None, 4, 5), "others have their own");
+    state.leave(&agent(1, "", "").id);
+    assert_eq!(state.announce(now, &announce(&agent(6, "", ""), &many)).err(), None);
+    state.check_invariants();
 }
