@@ -27,6 +27,8 @@ pub fn wire(data: &[u8]) {
     assert_eq!(wire::decode_control(&frame[HEADER_LENGTH..]), Ok(Some(message)));
 }
 
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 fn peer(number: u64) -> PeerInfo {
     let id = PeerId((u128::from(number) << 64).to_be_bytes());
     let role = if number == 1 { Role::Origin } else { Role::Agent };
@@ -58,7 +60,7 @@ pub fn swarm(data: &[u8]) {
         key.into_iter().for_each(|key| world.swarm.find_metainfo(world.now, key));
     }
     for (number, conn) in (1..).zip(world.conns) {
-        world.swarm.handle_connected(world.now, conn, peer(number), false);
+        world.swarm.handle_connected(world.now, conn, LOCAL, peer(number), false);
     }
     world.drain(true);
     let mut rest = data;
@@ -115,7 +117,7 @@ impl World {
                     if let Some(place) = self.conns.iter().position(|known| *known == conn) {
                         self.conns[place] = ConnId(self.next);
                         self.next += 1;
-                        self.swarm.handle_connected(self.now, self.conns[place], peer(10 + self.next), false);
+                        self.swarm.handle_connected(self.now, self.conns[place], LOCAL, peer(10 + self.next), false);
                     }
                 }
                 Event::MetainfoAsked { torrent, conn } => self.swarm.give_metainfo(self.now, conn, torrent, None),
@@ -150,7 +152,7 @@ pub fn tracker(data: &[u8]) {
         ..shoal_tracker::Config::default()
     };
     let service = Service::new(config, 1);
-    let from = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let from = Some(LOCAL);
     let began = Instant::now();
     let mut rest = data;
     for step in 0_u64.. {

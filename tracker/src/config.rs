@@ -38,13 +38,15 @@ pub struct Config {
     /// How many peers are handed out for one torrent at most. Default 50, at most 200. Fewer than about 30 make swarms of
     /// hundreds slower; more make larger answers and more dialling.
     pub handout_max: usize,
-    /// How many peers are known at a time; further ones are refused. Default 20,000; each holds a connection too.
+    /// How many peers are known at a time; further ones are refused. Default 20,000; each holds a connection too. A sixteenth
+    /// may announce from one address.
     pub peers_max: usize,
     /// How many torrents of one peer are recorded; further ones are answered, but not recorded. Default 4,000.
     pub torrents_per_peer_max: usize,
     /// How many members of one torrent are recorded; further ones are answered, but not recorded. Default 20,000.
     pub members_max: usize,
-    /// How many members are recorded over all torrents. Default 3,000,000; each costs about 150 bytes.
+    /// How many members are recorded over all torrents. Default 3,000,000; each costs about 150 bytes, and 300 more in a
+    /// torrent of its own. A sixteenth may come from one address.
     pub memberships_max: usize,
 }
 

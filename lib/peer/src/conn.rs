@@ -60,6 +60,7 @@ pub(crate) struct Net {
 /// A connection that is up, both Hellos exchanged.
 pub(crate) struct Connected {
     pub(crate) conn: ConnId,
+    pub(crate) remote: SocketAddr,
     pub(crate) peer: PeerInfo,
     pub(crate) dialled: bool,
     pub(crate) outbox: Arc<Outbox>,
@@ -115,7 +116,7 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
     };
     let conn = ConnId(net.next_conn.fetch_add(1, Relaxed));
     let outbox = Arc::new(Outbox::new(net.handle.shutdown.child_token()));
-    let connected = Connected { conn, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
+    let connected = Connected { conn, remote, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
     if net.handle.send(Input::Connected(connected)).await.is_err() {
         return;
     }

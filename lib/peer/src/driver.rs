@@ -194,16 +194,16 @@ impl Driver {
             }
             Event::MetainfoAsked { torrent, conn } => self.read_metainfo(torrent, conn),
             Event::MetainfoFound { torrent, hashes, seal } => self.check_metainfo(torrent, hashes, seal),
-            Event::Banned { peer, length } => info!(%peer, ?length, "a peer lied or broke the protocol, and is banned"),
+            Event::Banned { who, length } => info!(?who, ?length, "a peer lied or broke the protocol, and is banned"),
         }
     }
 
     fn connected(&mut self, now: Time, connected: Connected) {
-        let Connected { conn, peer, dialled, outbox } = connected;
-        debug!(peer = %peer.id, remote = %peer.address, dialled, "connected");
+        let Connected { conn, remote, peer, dialled, outbox } = connected;
+        debug!(peer = %peer.id, %remote, dialled, "connected");
         let from = From::of(&self.net.me, &peer);
         self.conns.insert(conn, Conn { outbox, from });
-        self.swarm.handle_connected(now, conn, peer, dialled);
+        self.swarm.handle_connected(now, conn, remote.ip(), peer, dialled);
     }
 
     fn disconnected(&mut self, now: Time, conn: ConnId) {

@@ -7,7 +7,7 @@ use shoal_meta::{Bitfield, BlockRef, Digest, Geometry, PeerInfo};
 use crate::rate::Rate;
 use crate::sorted::{SortedMap, SortedSet};
 use crate::wire::{Alias, WireBlock};
-use crate::{ConnId, Time, TorrentKey};
+use crate::{ConnId, Time, TorrentKey, Who};
 
 /// Torrents one peer may have open on a connection.
 pub(crate) const REMOTES_MAX: usize = 8192;
@@ -21,6 +21,8 @@ pub(crate) struct Connection {
     /// What the driver calls it.
     pub(crate) id: ConnId,
     pub(crate) peer: PeerInfo,
+    /// Whom what it does is held against.
+    pub(crate) who: Who,
     pub(crate) dialled: bool,
     pub(crate) connected_at: Time,
     /// Torrents open at both ends: the peer is a member of each.
@@ -101,10 +103,11 @@ pub(crate) struct Waiting {
 }
 
 impl Connection {
-    pub(crate) fn new(now: Time, id: ConnId, peer: PeerInfo, dialled: bool) -> Self {
+    pub(crate) fn new(now: Time, id: ConnId, peer: PeerInfo, who: Who, dialled: bool) -> Self {
         Self {
             id,
             peer,
+            who,
             dialled,
             connected_at: now,
             shared: SortedSet::default(),

@@ -1,10 +1,28 @@
 //! What goes out of the swarm: frames to send and things for the driver to do.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use shoal_meta::{BlockRef, Digest, PeerId, PeerInfo, PieceHash, PieceIndex};
 
 use crate::wire::{Alias, Message};
+
+/// Who somebody is that is to be kept out: the host, whatever it calls itself there. Many nodes may share the loopback address:
+/// of those it is the one of that name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Who {
+    /// All that comes from an address.
+    Host(IpAddr),
+    /// A peer on this machine.
+    Local(PeerId),
+}
+
+impl Who {
+    pub(crate) fn is(peer: PeerId, at: IpAddr) -> Self {
+        let at = at.to_canonical();
+        if at.is_loopback() { Self::Local(peer) } else { Self::Host(at) }
+    }
+}
 
 /// Names a connection; the driver draws these, never twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -103,10 +121,10 @@ pub enum Event {
         /// What the peer says is the origin's seal.
         seal: Vec<u8>,
     },
-    /// A peer is banned: neither dialled nor let in for a while.
+    /// Somebody is banned: neither dialled nor let in for a while.
     Banned {
         /// Who.
-        peer: PeerId,
+        who: Who,
         /// For how long.
         length: Duration,
     },

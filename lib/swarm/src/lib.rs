@@ -22,7 +22,7 @@ pub mod wire;
 
 pub use config::{ChokePolicy, Config};
 pub use event::{
-    BlockOutcome, ConnId, DisconnectReason, Event, Frame, ReaderId, TimeoutReason, TorrentKey, Transmit, Violation,
+    BlockOutcome, ConnId, DisconnectReason, Event, Frame, ReaderId, TimeoutReason, TorrentKey, Transmit, Violation, Who,
 };
 pub use swarm::{OpenTorrent, SEND_WINDOW_BLOCKS, Swarm, TorrentView};
 pub use time::Time;

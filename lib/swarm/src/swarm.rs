@@ -371,8 +371,8 @@ impl Swarm {
     }
 
     fn violate(&mut self, conn: ConnIndex, violation: Violation) {
-        if let Some(peer) = self.conns.get(conn).map(|state| state.peer.id) {
-            self.ban(peer, DisconnectReason::Violation(violation));
+        if let Some(who) = self.conns.get(conn).map(|state| state.who) {
+            self.ban(who, DisconnectReason::Violation(violation));
         }
     }
 

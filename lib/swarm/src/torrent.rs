@@ -11,7 +11,7 @@ use crate::picker::Window;
 use crate::superseed::SuperSeed;
 use crate::swarm::Search;
 use crate::wire::Alias;
-use crate::{Config, OpenTorrent, ReaderId, Time};
+use crate::{Config, OpenTorrent, ReaderId, Time, Who};
 
 /// Candidates to dial kept per torrent; later ones are dropped.
 pub(crate) const CANDIDATES_MAX: usize = 256;
@@ -90,7 +90,7 @@ pub(crate) struct Member {
 pub(crate) struct Active {
     pub(crate) stage: Stage,
     /// Whose blocks are in it: one peer unless someone was late.
-    pub(crate) sources: BTreeSet<PeerId>,
+    pub(crate) sources: BTreeSet<Who>,
     /// When it was first asked for.
     pub(crate) begun_at: Time,
     /// When it was last asked for, or a block of it came.

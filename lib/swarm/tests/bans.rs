@@ -2,8 +2,9 @@
 
 mod net;
 
-use net::Net;
-use shoal_swarm::{DisconnectReason, Event};
+use net::{Net, peer};
+use shoal_meta::{PeerId, PeerInfo, Role};
+use shoal_swarm::{ConnId, DisconnectReason, Event};
 
 #[test]
 fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
@@ -47,4 +48,28 @@ fn each_offence_doubles_a_ban_until_it_is_forgotten() {
         assert_eq!(offend(length), Some(longer));
         length = longer;
     }
+}
+
+/// Parts of one kind share a certificate: a name proves nothing, and an address does.
+#[test]
+fn a_ban_is_of_the_host_and_not_of_the_name_it_took() {
+    let mut net = Net::new(1, 4);
+    net.leech(0);
+    let (honest, liar) = (peer(1, Role::Agent), peer(2, Role::Agent).address.ip());
+    let mut meet = |conn, at, id| {
+        let swarm = &mut net.nodes[0];
+        swarm.handle_connected(net.now, ConnId(conn), at, PeerInfo { id: PeerId([id; 16]), ..honest.clone() }, false);
+        let refused = std::iter::from_fn(|| swarm.poll_event())
+            .find_map(|event| if let Event::Disconnect { reason, .. } = event { Some(reason) } else { None });
+        if id == 77 {
+            swarm.handle_malformed(net.now, ConnId(conn));
+            while swarm.poll_event().is_some() {}
+        }
+        refused
+    };
+    assert_eq!(meet(1, honest.address.ip(), 2), None);
+    assert_eq!(meet(2, liar, 2), Some(DisconnectReason::Duplicate), "it does not take another's place");
+    assert_eq!(meet(3, liar, 77), None);
+    assert_eq!(meet(4, liar, 78), Some(DisconnectReason::Banned));
+    assert_eq!(meet(5, honest.address.ip(), 79), None, "others are let in");
 }

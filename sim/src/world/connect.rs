@@ -53,7 +53,8 @@ impl World<'_> {
         self.push_after(self.latency_of(conn), Happening::Connected { conn });
         let peer = self.nodes[from as usize].swarm.me().clone();
         let state = &mut self.nodes[to as usize];
-        state.swarm.handle_connected(state.clock(self.now), ConnId(u64::from(conn)), peer, false);
+        let (now, at) = (state.clock(self.now), peer.address.ip());
+        state.swarm.handle_connected(now, ConnId(u64::from(conn)), at, peer, false);
         self.touch(to);
     }
 
@@ -77,7 +78,8 @@ impl World<'_> {
         self.links[conn as usize].ends[0] = End::Open;
         let peer = self.nodes[to as usize].swarm.me().clone();
         let state = &mut self.nodes[from as usize];
-        state.swarm.handle_connected(state.clock(self.now), ConnId(u64::from(conn)), peer, true);
+        let (now, at) = (state.clock(self.now), peer.address.ip());
+        state.swarm.handle_connected(now, ConnId(u64::from(conn)), at, peer, true);
         self.touch(from);
     }
 

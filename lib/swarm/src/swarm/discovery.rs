@@ -10,7 +10,7 @@ use super::Swarm;
 use crate::dense::ConnIndex;
 use crate::torrent::{CANDIDATES_MAX, Member};
 use crate::wire::{FindPeers, PEERS_LENGTH_MAX, PeerExchange};
-use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Who};
 
 /// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
 const DIALS_MIN: usize = 16;
@@ -42,12 +42,12 @@ pub(super) struct Discovery {
     pub(super) dialling: BTreeMap<PeerId, TorrentKey>,
     /// Peers not to be dialled before a time, and how often that happened.
     pub(super) backoff: BTreeMap<PeerId, (Time, u32)>,
-    banned: BTreeMap<PeerId, Ban>,
+    banned: BTreeMap<Who, Ban>,
     /// Searches seen: who asked us, for what, until when that matters.
     queries: BTreeMap<u64, (Option<ConnId>, Digest, Time)>,
 }
 
-/// A peer is kept out until a time, and that is remembered for as long again: one that offends meanwhile is kept out for twice
+/// Somebody is kept out until a time, and that is remembered for as long again: one that offends meanwhile is kept out for twice
 /// as long.
 #[derive(Debug, Clone, Copy)]
 struct Ban {
@@ -62,8 +62,8 @@ impl Ban {
 }
 
 impl Discovery {
-    pub(super) fn is_banned(&self, peer: &PeerId, now: Time) -> bool {
-        self.banned.get(peer).is_some_and(|ban| now < ban.until)
+    pub(super) fn is_banned(&self, who: Who, now: Time) -> bool {
+        self.banned.get(&who).is_some_and(|ban| now < ban.until)
     }
 
     /// Panics when more is remembered than may be.
@@ -76,8 +76,9 @@ impl Discovery {
         self.dialling.retain(|_, of| *of != key);
     }
 
-    fn is_avoided(&self, peer: &PeerId, now: Time) -> bool {
-        self.is_banned(peer, now) || self.backoff.get(peer).is_some_and(|(until, _)| now < *until)
+    fn is_avoided(&self, peer: &PeerInfo, now: Time) -> bool {
+        self.is_banned(Who::is(peer.id, peer.address.ip()), now)
+            || self.backoff.get(&peer.id).is_some_and(|(until, _)| now < *until)
     }
 }
 
@@ -124,20 +125,19 @@ impl Swarm {
         entry.0 = self.now + self.config.redial_delay * (1 << (entry.1 - 1)) / 2;
     }
 
-    /// Closes the connection to a peer, if there is one, and keeps the peer out for a while.
-    pub(super) fn ban(&mut self, peer: PeerId, reason: DisconnectReason) {
+    /// Closes the connections to somebody, and keeps them out for a while.
+    pub(super) fn ban(&mut self, who: Who, reason: DisconnectReason) {
         let banned = &mut self.discovery.banned;
         let first = self.config.ban_first;
-        let last = banned.get(&peer).filter(|ban| ban.is_remembered(self.now));
+        let last = banned.get(&who).filter(|ban| ban.is_remembered(self.now));
         let length = last.map_or(first, |ban| (ban.length * 2).min(BAN_MAX));
         if banned.len() >= GRUDGES_MAX {
             banned.pop_first();
         }
-        banned.insert(peer, Ban { until: self.now + length, length });
-        self.events.push_back(Event::Banned { peer, length });
-        if let Some(&conn) = self.by_peer.get(&peer) {
-            self.disconnect(conn, reason);
-        }
+        banned.insert(who, Ban { until: self.now + length, length });
+        self.events.push_back(Event::Banned { who, length });
+        let theirs: Vec<_> = self.conns.iter().filter(|(_, conn)| conn.who == who).map(|(conn, _)| conn).collect();
+        theirs.into_iter().for_each(|conn| self.disconnect(conn, reason));
     }
 
     /// Dials candidates of a torrent we lack pieces of until enough are members: a share of the connections we may have, and
@@ -167,7 +167,7 @@ impl Swarm {
             self.is_far(peer) == far
                 && !self.by_peer.contains_key(&peer.id)
                 && !self.discovery.dialling.contains_key(&peer.id)
-                && !self.discovery.is_avoided(&peer.id, self.now)
+                && !self.discovery.is_avoided(peer, self.now)
         };
         let concerned = torrent.candidates.values().filter(|peer| reached < target || peer.role == Role::Origin);
         let mut ready: Vec<PeerInfo> = concerned.filter(is_ready).cloned().collect();

@@ -219,7 +219,7 @@ impl Swarm {
         }
         state.down.rate.add(self.now, length);
         self.rate_in.add(self.now, length);
-        let peer = state.peer.id;
+        let who = state.who;
         let number = torrent.geometry.block_number(block).ok_or(Violation::OutOfRange)? as usize;
         // Late is not too late: a node so slow that every block is late would never get one.
         let taken_up = !torrent.active.contains_key(&block.piece) && torrent.open.contains(block.piece);
@@ -234,7 +234,7 @@ impl Swarm {
         if std::mem::replace(&mut received[number], true) {
             return Ok(BlockOutcome::Duplicate);
         }
-        active.sources.insert(peer);
+        active.sources.insert(who);
         active.progress_at = self.now;
         let others: Vec<_> = holders.iter().copied().filter(|&holder| holder != conn).collect();
         let whole = received.iter().all(|got| *got);

@@ -1,5 +1,7 @@
 //! What peers say: connections that come and go, torrents opened and closed, haves, interest.
 
+use std::net::IpAddr;
+
 use shoal_meta::{Bitfield, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
@@ -7,15 +9,16 @@ use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remo
 use crate::dense::ConnIndex;
 use crate::torrent::Member;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Opened};
-use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation, Who};
 
 impl Swarm {
-    /// A connection is up and both Hellos are exchanged. The swarm may answer with `Event::Disconnect` at once: one
+    /// A connection is up and both Hellos are exchanged; `at` is the address it is with, whatever the peer says. The swarm may answer with `Event::Disconnect` at once: one
     /// connection per pair of peers, a bounded number in all, none to the banned.
-    pub fn handle_connected(&mut self, now: Time, conn: ConnId, peer: PeerInfo, dialled: bool) {
+    pub fn handle_connected(&mut self, now: Time, conn: ConnId, at: IpAddr, peer: PeerInfo, dialled: bool) {
         self.now = now;
         self.discovery.dialling.remove(&peer.id);
-        let index = match self.admit(&peer, dialled) {
+        let who = Who::is(peer.id, at);
+        let index = match self.admit(&peer, who, dialled) {
             Ok(index) => index,
             Err(reason) => {
                 if reason == DisconnectReason::Surplus {
@@ -31,21 +34,25 @@ impl Swarm {
         if self.me.topology.is_far(&peer.topology) {
             self.far.insert(index);
         }
-        self.conns.insert(index, Connection::new(now, conn, peer, dialled));
+        self.conns.insert(index, Connection::new(now, conn, peer, who, dialled));
         for key in self.torrents.keys().copied().collect::<Vec<_>>() {
             self.meet(index, key, None, self.torrents[&key].is_leech());
         }
     }
 
     /// Makes room for a connection.
-    fn admit(&mut self, peer: &PeerInfo, dialled: bool) -> Result<ConnIndex, DisconnectReason> {
+    fn admit(&mut self, peer: &PeerInfo, who: Who, dialled: bool) -> Result<ConnIndex, DisconnectReason> {
         if peer.id == self.me.id {
             return Err(DisconnectReason::Duplicate);
         }
-        if self.discovery.is_banned(&peer.id, self.now) {
+        if self.discovery.is_banned(who, self.now) {
             return Err(DisconnectReason::Banned);
         }
         if let Some(&old) = self.by_peer.get(&peer.id) {
+            // Another host may say that it is this peer, so as to take its place.
+            if self.conns[old].who != who {
+                return Err(DisconnectReason::Duplicate);
+            }
             // Both ends dialled at once: both keep the connection that the lower id dialled. The same end dialled
             // twice: the old connection is dead and it knows.
             let dialler = |dialled: bool| if dialled { self.me.id } else { peer.id };

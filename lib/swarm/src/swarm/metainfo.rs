@@ -9,7 +9,7 @@ use shoal_meta::{PeerId, PieceHash};
 use super::Swarm;
 use crate::dense::ConnIndex;
 use crate::wire::{Alias, HASHES_LENGTH_MAX, Message, MetainfoPart};
-use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation, Who};
 
 /// How long a peer may be silent before another is asked.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ pub(crate) struct Search {
 #[derive(Debug)]
 struct Asking {
     of: ConnIndex,
-    peer: PeerId,
+    who: Who,
     /// When it was asked, or last said something.
     heard_at: Time,
     hashes: Vec<PieceHash>,
@@ -56,7 +56,7 @@ impl Swarm {
         let Some(search) = self.torrents.get_mut(&torrent).and_then(|state| state.search.as_mut()) else { return };
         let Some(asking) = search.asking.take_if(|asking| asking.checking) else { return };
         if !good {
-            self.ban(asking.peer, DisconnectReason::FalseMetainfo);
+            self.ban(asking.who, DisconnectReason::FalseMetainfo);
             self.ask_for_metainfo(torrent);
         }
     }
@@ -134,13 +134,12 @@ impl Swarm {
         let now = self.now;
         let Some(state) = self.torrents.get_mut(&key) else { return };
         let Some(search) = state.search.as_mut().filter(|search| search.asking.is_none()) else { return };
-        let knows = |conn: ConnIndex| self.conns.get(conn).map(|state| state.peer.id);
         let whole = state.members.iter().filter(|(_, member)| member.have.is_full());
-        let next =
-            whole.filter_map(|(conn, _)| Some((conn, knows(conn)?))).find(|(_, peer)| !search.asked.contains(peer));
-        let Some((of, peer)) = next else { return };
+        let known = whole.filter_map(|(conn, _)| Some((conn, self.conns.get(conn)?)));
+        let next = known.map(|(conn, state)| (conn, state.peer.id, state.who));
+        let Some((of, peer, who)) = next.into_iter().find(|(_, peer, _)| !search.asked.contains(peer)) else { return };
         search.asked.insert(peer);
-        search.asking = Some(Asking { of, peer, heard_at: now, hashes: Vec::new(), checking: false });
+        search.asking = Some(Asking { of, who, heard_at: now, hashes: Vec::new(), checking: false });
         self.send(of, Message::FindMetainfo { alias: key.alias() });
     }
 

@@ -137,8 +137,8 @@ impl Net {
         self.links.insert((dialler, a), (listener, b));
         self.links.insert((listener, b), (dialler, a));
         let (left, right) = (self.nodes[dialler].me().clone(), self.nodes[listener].me().clone());
-        self.nodes[dialler].handle_connected(self.now, a, right, true);
-        self.nodes[listener].handle_connected(self.now, b, left, false);
+        self.nodes[dialler].handle_connected(self.now, a, right.address.ip(), right, true);
+        self.nodes[listener].handle_connected(self.now, b, left.address.ip(), left, false);
         (a, b)
     }
 
