@@ -1,5 +1,5 @@
 # The menu of commands. Each works from a clean checkout; as root on Debian `test` installs the daemons it lacks.
-.PHONY: demo test check unit e2e bench micro image chart clean
+.PHONY: demo test check unit e2e bench micro soak image chart clean
 
 CARGO ?= cargo
 
@@ -35,6 +35,12 @@ bench:
 micro:
 	$(CARGO) run --release --quiet -p shoal-e2e --bin micro -- $(ARGS)
 	$(CARGO) run --release --quiet -p shoal-tracker --example announce_rate
+
+# Half an hour of pulls by eight nodes with small stores while parts of Shoal are killed: none may fail, and nothing may grow. As root.
+# Arguments: make soak ARGS="--minutes 5 --seed 7"
+soak:
+	$(CARGO) build --release --workspace --bins --quiet
+	SHOAL_BIN=$(CURDIR)/target/release/shoal target/release/soak $(ARGS)
 
 # The container image, for this machine's architecture, from a static program. Needs musl-tools and buildah.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)

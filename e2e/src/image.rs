@@ -36,6 +36,13 @@ pub enum Recipe {
         /// Another seed, other bytes.
         seed: u64,
     },
+    /// A base and layers of random bytes, each of which is told by its length in bytes and its seed: images share those that are alike.
+    Mixed {
+        /// The name of the image.
+        name: String,
+        /// Length in bytes and seed of each layer above the base.
+        layers: Vec<(u64, u64)>,
+    },
     /// A base and a program, which runs when the image is run.
     Program {
         /// The name of the image.
@@ -65,6 +72,7 @@ impl Recipe {
                 let lengths = layers_mib.iter().map(u64::to_string).collect::<Vec<_>>().join("-");
                 format!("random-{seed}-{lengths}")
             }
+            Self::Mixed { name, .. } => name.clone(),
             Self::Program { name, .. } => (*name).to_owned(),
             Self::Artifact { mib, seed } => format!("artifact-{seed}-{mib}"),
         }
@@ -167,7 +175,9 @@ fn blob_path(dir: &Path, digest: &str) -> PathBuf {
 fn write_layout(dir: &Path, recipe: &Recipe) -> Result<()> {
     fs::create_dir_all(dir.join("blobs/sha256"))?;
     let manifest = match recipe {
-        Recipe::Realistic | Recipe::Random { .. } | Recipe::Program { .. } => image_manifest(dir, recipe)?,
+        Recipe::Realistic | Recipe::Random { .. } | Recipe::Mixed { .. } | Recipe::Program { .. } => {
+            image_manifest(dir, recipe)?
+        }
         Recipe::Artifact { mib, seed } => artifact_manifest(dir, *mib, *seed)?,
     };
     let mut listed = write_json(dir, MANIFEST_TYPE, &manifest)?;
@@ -201,7 +211,17 @@ fn image_manifest(dir: &Path, recipe: &Recipe) -> Result<Value> {
         Recipe::Random { layers_mib, seed } => {
             let mut random = StdRng::seed_from_u64(*seed);
             for mib in layers_mib {
-                layers.push(write_layer(dir, Compression::none(), |tar| append_random(tar, &mut random, *mib))?);
+                let path = format!("data/{mib}");
+                layers.push(write_layer(dir, Compression::none(), |tar| {
+                    append_random(tar, &mut random, &path, mib * MIB)
+                })?);
+            }
+        }
+        Recipe::Mixed { layers: drawn, .. } => {
+            for (bytes, seed) in drawn {
+                let (mut random, path) = (StdRng::seed_from_u64(*seed), format!("data/{seed}"));
+                layers
+                    .push(write_layer(dir, Compression::none(), |tar| append_random(tar, &mut random, &path, *bytes))?);
             }
         }
         Recipe::Program { entrypoint, files, .. } => {
@@ -289,12 +309,11 @@ fn append_bytes(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) 
     Ok(tar.append_data(&mut header, path, content)?)
 }
 
-fn append_random(tar: &mut LayerTar, random: &mut StdRng, mib: u64) -> Result<()> {
+fn append_random(tar: &mut LayerTar, random: &mut StdRng, path: &str, bytes: u64) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);
-    header.set_size(mib * MIB);
-    let content = io::Read::take(RandomBytes(random), mib * MIB);
-    Ok(tar.append_data(&mut header, format!("data/{mib}"), content)?)
+    header.set_size(bytes);
+    Ok(tar.append_data(&mut header, path, io::Read::take(RandomBytes(random), bytes))?)
 }
 
 /// Appends files until the compressed layer has the wanted length.

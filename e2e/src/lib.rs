@@ -23,6 +23,7 @@ pub mod program;
 pub mod registry;
 pub mod rogue;
 pub mod runtime;
+pub mod soak;
 pub mod tls;
 pub mod tokens;
 pub mod tools;

@@ -4,11 +4,11 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// How many bytes of a log a failure shows.
 const LOG_TAIL_BYTES: usize = 3_000;
@@ -53,12 +53,36 @@ impl Process {
         self.child.id()
     }
 
+    /// The process number of a program on a node, which is a child of the one that entered the node; `None` before it runs.
+    #[must_use]
+    pub fn pid_on_node(&self) -> Option<u32> {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// SIGTERM to a program on a node, and does not wait for its end.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = self.pid_on_node().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        Ok(kill_process(pid.context("it has ended")?, Signal::TERM)?)
+    }
+
+    /// How it ended; `None` while it runs.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Returns an error that shows the end of the log when the program has ended.
     ///
     /// # Errors
     /// See above: fit for the probe of [`crate::wait::wait_for`].
     pub fn check_running(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
+        match self.ended()? {
             None => Ok(()),
             Some(status) => bail!("{} ended early, {status}:\n{}", self.name, tail(&self.log)),
         }

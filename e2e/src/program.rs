@@ -19,6 +19,8 @@ pub const FRONT: &str = "127.0.0.1:5050";
 pub const ADMIN: &str = "127.0.0.1:5052";
 /// The origin as a plain registry, on its node's loopback address.
 pub const ORIGIN_FRONT: &str = "127.0.0.1:7503";
+/// The origin's status, on its node's loopback address.
+pub const ORIGIN_ADMIN: &str = "127.0.0.1:7502";
 
 /// What a test needs to look into a failure.
 const LOG: &str = "info,shoal=debug";
@@ -32,6 +34,34 @@ pub const ORIGIN_PEER_PORT: u16 = 7501;
 pub const TRACKER_ADMIN: &str = "0.0.0.0:7402";
 /// Where trackers listen.
 pub const TRACKER_PORT: u16 = 7400;
+
+/// What a part is told beside who it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// The trackers.
+    pub trackers: &'a [&'a Node],
+    /// The origins.
+    pub origins: &'a [&'a Node],
+    /// The most it may keep.
+    pub store_max: &'a str,
+}
+
+impl<'a> Setting<'a> {
+    const fn plain(trackers: &'a [&'a Node], origins: &'a [&'a Node]) -> Self {
+        Self { trackers, origins, store_max: "20GiB" }
+    }
+
+    /// The lines of a part that keeps blobs.
+    fn lines(&self, node: &Node, part: &str, peer_port: u16) -> String {
+        format!(
+            "store = {:?}\nstore_max = {:?}\npeer_advertise = \"{}:{peer_port}\"\ntrackers = {}\n",
+            store_dir(node, part),
+            self.store_max,
+            node.ip(),
+            urls(self.trackers, TRACKER_PORT),
+        )
+    }
+}
 
 /// The `shoal` program.
 #[derive(Debug, Clone)]
@@ -136,14 +166,15 @@ impl Program {
     /// # Errors
     /// When it does not.
     pub fn origin(&self, node: &Node, tracker: &Node) -> Result<Process> {
-        let store = store_dir(node, "origin");
-        let config = format!(
-            "store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{ORIGIN_PEER_PORT}\"\n\
-             trackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
-            node.ip(),
-            tracker.name(),
-            registries(),
-        );
+        self.origin_in(node, &Setting::plain(&[tracker], &[]))
+    }
+
+    /// The same in a setting.
+    ///
+    /// # Errors
+    /// As [`Program::origin`].
+    pub fn origin_in(&self, node: &Node, setting: &Setting<'_>) -> Result<Process> {
+        let config = format!("{}{}", setting.lines(node, "origin", ORIGIN_PEER_PORT), registries());
         let command = self.configured(node, "origin", &config)?;
         start(node, "origin", command, ORIGIN_PORT)
     }
@@ -161,15 +192,17 @@ impl Program {
     /// # Errors
     /// As [`Program::agent`].
     pub fn agent_with(&self, node: &Node, tracker: &Node, origin: &Node, more: &str) -> Result<Process> {
-        let store = store_dir(node, "agent");
-        let config = format!(
-            "{more}store = {store:?}\nstore_max = \"20GiB\"\npeer_advertise = \"{}:{AGENT_PEER_PORT}\"\n\
-             origins = [\"http://{}:{ORIGIN_PORT}\"]\ntrackers = [\"http://{}:{TRACKER_PORT}\"]\n{}",
-            node.ip(),
-            origin.name(),
-            tracker.name(),
-            registries(),
-        );
+        self.agent_in(node, &Setting::plain(&[tracker], &[origin]), more)
+    }
+
+    /// The same in a setting.
+    ///
+    /// # Errors
+    /// As [`Program::agent`].
+    pub fn agent_in(&self, node: &Node, setting: &Setting<'_>, more: &str) -> Result<Process> {
+        let lines = setting.lines(node, "agent", AGENT_PEER_PORT);
+        let origins = urls(setting.origins, ORIGIN_PORT);
+        let config = format!("{more}{lines}origins = {origins}\n{}", registries());
         let command = self.configured(node, "agent", &config)?;
         start(node, "agent", command, FRONT_PORT)
     }
@@ -215,6 +248,11 @@ impl Program {
 /// The tables of the two registries that the upstream plays.
 fn registries() -> String {
     ["docker.io", HOST].map(|name| format!("[registries.{name:?}]\nurl = \"http://{HOST}\"\n")).concat()
+}
+
+/// A list of URLs, in TOML.
+fn urls(nodes: &[&Node], port: u16) -> String {
+    format!("{:?}", nodes.iter().map(|node| format!("http://{}:{port}", node.name())).collect::<Vec<_>>())
 }
 
 /// Where a part on a node keeps its blobs.

@@ -32,6 +32,19 @@ pub struct Fetches {
     pub bytes: u64,
 }
 
+/// A blob's body, or a part of it, that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The address of who asked.
+    pub by: String,
+    /// What it says it is.
+    pub agent: String,
+    /// The blob.
+    pub digest: String,
+    /// Bytes sent.
+    pub bytes: u64,
+}
+
 /// Who may read and write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Guard {
@@ -168,15 +181,25 @@ impl Registry {
     /// When a log cannot be read.
     pub fn fetches(&self) -> Result<BTreeMap<String, Fetches>> {
         let mut fetches = BTreeMap::<String, Fetches>::new();
-        for process in &self.processes {
-            let log = fs::read_to_string(process.log()).context("access log of the registry")?;
-            for (digest, bytes) in log.lines().filter_map(parse_blob_get) {
-                let of_blob = fetches.entry(digest.to_owned()).or_default();
-                of_blob.count += 1;
-                of_blob.bytes += bytes;
-            }
+        for Fetched { digest, bytes, .. } in self.fetched()? {
+            let of_blob = fetches.entry(digest).or_default();
+            of_blob.count += 1;
+            of_blob.bytes += bytes;
         }
         Ok(fetches)
+    }
+
+    /// What the access log says of each body of a blob that was sent, over all listeners.
+    ///
+    /// # Errors
+    /// When a log cannot be read.
+    pub fn fetched(&self) -> Result<Vec<Fetched>> {
+        let mut fetched = Vec::new();
+        for process in &self.processes {
+            let log = fs::read_to_string(process.log()).context("access log of the registry")?;
+            fetched.extend(log.lines().filter_map(parse_blob_get));
+        }
+        Ok(fetched)
     }
 
     /// Shows that every blob of an image was fetched this many times.
@@ -229,16 +252,18 @@ fn auth_by_password(node: &Node, users: &[User]) -> Result<String> {
     Ok(format!("auth:\n  htpasswd:\n    realm: lab\n    path: {}\n", path.display()))
 }
 
-/// Reads a line of the access log (Apache's combined format): digest and body length of a successful GET of a blob.
-fn parse_blob_get(line: &str) -> Option<(&str, u64)> {
+/// Reads a line of the access log (Apache's combined format) when it is a successful GET of a blob.
+fn parse_blob_get(line: &str) -> Option<Fetched> {
     let mut quoted = line.split('"');
-    let mut request = quoted.nth(1)?.split(' ');
+    let by = quoted.next()?.split(' ').next()?.to_owned();
+    let mut request = quoted.next()?.split(' ');
     let mut answer = quoted.next()?.split_whitespace();
     let (method, path) = (request.next()?, request.next()?);
     let (status, length) = (answer.next()?, answer.next()?);
     let (_, digest) = path.split('?').next()?.split_once("/blobs/")?;
     let counts = method == "GET" && (status == "200" || status == "206") && digest.starts_with("sha256:");
-    counts.then(|| Some((digest, length.parse().ok()?))).flatten()
+    let agent = quoted.nth(2)?.to_owned();
+    counts.then(|| Some(Fetched { by, agent, digest: digest.to_owned(), bytes: length.parse().ok()? })).flatten()
 }
 
 #[cfg(test)]
@@ -250,7 +275,8 @@ mod tests {
     #[test]
     fn a_blob_that_was_sent_counts() {
         let line = format!(r#"{DATE} "GET /v2/library/app/blobs/sha256:ab?ns=x HTTP/1.1" 206 17 "" "shoal""#);
-        assert_eq!(parse_blob_get(&line), Some(("sha256:ab", 17)));
+        let [by, agent, digest] = ["10.77.0.2", "shoal", "sha256:ab"].map(str::to_owned);
+        assert_eq!(parse_blob_get(&line), Some(Fetched { by, agent, digest, bytes: 17 }));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What a running process has cost so far, from /proc. Read by both benchmarks, and by tests that watch over some.
+//! What a running process has cost so far, from /proc. Read by the benchmarks and the soak, and by tests that watch over
+//! some.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,9 +25,24 @@ pub fn cpu_ticks(pid: u32) -> Option<u64> {
 /// Its anonymous memory in bytes; `None` once it is gone.
 #[must_use]
 pub fn anon_bytes(pid: u32) -> Option<u64> {
+    Some(status(pid, "RssAnon:")? * 1024)
+}
+
+/// Its threads; `None` once it is gone.
+#[must_use]
+pub fn threads(pid: u32) -> Option<u64> {
+    status(pid, "Threads:")
+}
+
+/// Its open files, sockets among them; `None` once it is gone.
+#[must_use]
+pub fn open_files(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
+}
+
+fn status(pid: u32, key: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
 }
 
 /// The most that a process had at a look.
@@ -41,8 +57,7 @@ pub struct Peak {
 impl Peak {
     /// What a process has now; nothing once it is gone.
     fn now(pid: u32) -> Self {
-        let open_files = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64);
-        Self { anon_bytes: anon_bytes(pid).unwrap_or(0), open_files }
+        Self { anon_bytes: anon_bytes(pid).unwrap_or(0), open_files: open_files(pid).unwrap_or(0) }
     }
 
     fn or(self, other: Self) -> Self {
@@ -61,7 +76,8 @@ impl Watch {
     /// Begins to look at programs that run on nodes. One that has ended has nothing.
     #[must_use]
     pub fn start<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Self {
-        let pids = processes.into_iter().filter_map(|process| Some((process.name().to_owned(), program_pid(process)?)));
+        let pids =
+            processes.into_iter().filter_map(|process| Some((process.name().to_owned(), process.pid_on_node()?)));
         let pids = pids.collect::<Vec<_>>();
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
@@ -85,10 +101,4 @@ impl Watch {
         self.stopping.store(true, Relaxed);
         self.looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
-}
-
-/// The number of a program on a node: what was started there waits for it, in the namespaces outside.
-fn program_pid(process: &Process) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.pid())).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }

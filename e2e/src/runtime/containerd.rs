@@ -208,6 +208,22 @@ impl Containerd {
         self.node.dir().join("containerd/io.containerd.content.v1.content")
     }
 
+    /// The command that fetches an image's content, unpacks nothing, and is killed when it takes longer: see [`Node::bounded_by`].
+    #[must_use]
+    pub fn fetch_within(&self, deadline: Duration, reference: &str) -> Command {
+        let mut ctr = self.ctr_by(self.node.bounded_by(deadline, "env"));
+        ctr.args(["content", "fetch", "--hosts-dir"]).arg(&self.certs_d).arg(reference);
+        ctr
+    }
+
+    /// Removes an image, and with it what no other holds of its content.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub fn remove(&self, reference: &str) -> Result<()> {
+        self.ctr(&["images", "rm", "--sync", reference]).map(drop)
+    }
+
     /// Runs a program of an image in one of its namespaces.
     pub(super) fn run_in(&self, namespace: &str, reference: &str, words: &[&str]) -> Result<String> {
         // Cgroups are named after containers, and all nodes share the machine's cgroups.
