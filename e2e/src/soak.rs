@@ -81,7 +81,7 @@ fn run(args: &Args) -> Result<bool> {
     journal.say(format_args!("{}", images.describe()));
     let cast = Cast::gather(&mut lab)?;
     let mut chaos = Chaos::begin(&cast, &journal, seed)?;
-    let containerds = cast.nodes().map(|node| pulls::containerd(node)).collect::<Result<Vec<Containerd>>>()?;
+    let containerds = cast.nodes().map(pulls::containerd).collect::<Result<Vec<Containerd>>>()?;
 
     let (start, done) = (Instant::now(), AtomicBool::new(false));
     let until = start + Duration::from_secs(args.minutes * 60);

@@ -15,9 +15,9 @@ use crate::program::{ADMIN, ORIGIN_ADMIN, Program, Setting, TRACKER_ADMIN, store
 
 use super::NODES;
 
-/// Most bytes an agent keeps: a tenth of the images.
+/// Most bytes an agent keeps: a seventh of the images.
 pub(super) const AGENT_STORE_BYTES: u64 = 64 << 20;
-/// Most bytes an origin keeps: less than a third of them.
+/// Most bytes an origin keeps: less than half of them.
 const ORIGIN_STORE_BYTES: u64 = 192 << 20;
 /// How long a part may take to say how it is, in seconds.
 const PATIENCE: &str = "5";
