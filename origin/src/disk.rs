@@ -16,5 +16,26 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let beside = path.with_extension("new");
     fs::write(&beside, bytes)?;
-    fs::rename(&beside, path)
+    match fs::rename(&beside, path) {
+        // Another writer of the same bytes was faster, and took what both had written.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => Ok(()),
+        renamed => renamed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_of_the_same_bytes_do_not_fail_each_other() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("aa/note");
+        let write = || (0..500).try_for_each(|_| replace(&path, b"the same"));
+        std::thread::scope(|scope| {
+            let writers = [(); 4].map(|()| scope.spawn(write));
+            writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"the same");
+    }
 }
