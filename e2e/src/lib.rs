@@ -5,7 +5,7 @@
 //! [`image`] writes images; [`registry`] is Debian's docker-registry, the upstream, with [`tokens`] beside it if it is private,
 //! and [`faulty`] what can stand before it and do wrong; [`runtime`] holds the clients (dockerd, containerd, podman, skopeo and others), some of them built by [`tools`];
 //! [`program`] starts `shoal`; [`cluster`] puts all of it together; [`kubernetes`] is one, for the chart; [`rogue`] lies to it;
-//! [`harness`] runs the tests and counts; [`bench`] measures.
+//! [`harness`] runs the tests and counts; [`bench`] measures, and [`soak`] pulls for half an hour while parts are killed.
 //!
 //! Non-goals: no emulated delay or loss, no mocks, no knowledge of Shoal's insides. Only [`program`] knows its command line
 //! and configuration.

@@ -10,8 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use crate::wait::{wait_for, wait_until};
+
 /// How many bytes of a log a failure shows.
 const LOG_TAIL_BYTES: usize = 3_000;
+
+/// The longest that a killed program may be there.
+const GONE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A program running in a process group of its own; the whole group is killed when this is dropped.
 #[derive(Debug)]
@@ -94,7 +99,7 @@ impl Process {
     /// When it still runs after `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool> {
         let Self { name, child, .. } = self;
-        let status = crate::wait::wait_for(&format!("{name} to end"), timeout, || Ok(child.try_wait()?))?;
+        let status = wait_for(&format!("{name} to end"), timeout, || Ok(child.try_wait()?))?;
         Ok(status.success())
     }
 
@@ -113,13 +118,23 @@ impl Process {
     /// When the program cannot be waited for.
     pub fn kill_dash_9(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_none() {
+            let on_node = self.pid_on_node();
             if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
                 let _gone_already = kill_process_group(group, Signal::KILL);
             }
             self.child.wait()?;
+            // Nobody waits for this one, and until the disk lets go of it, it has its ports.
+            let gone = |pid| wait_until(&format!("{} to be gone", self.name), GONE_TIMEOUT, || Ok(is_gone(pid)));
+            on_node.map_or(Ok(()), gone)?;
         }
         Ok(())
     }
+}
+
+/// Whether a process has let go of all it had.
+fn is_gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim().starts_with('Z'))
 }
 
 impl Drop for Process {
