@@ -131,10 +131,11 @@ impl Process {
     }
 }
 
-/// Whether a process has let go of all it had.
+/// Whether a process has let go of all it had: it is not there, or nothing but its first thread is, which has ended.
 fn is_gone(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim().starts_with('Z'))
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let of = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim).unwrap_or_default();
+    of("State:").starts_with('Z') && matches!(of("Threads:"), "0" | "1")
 }
 
 impl Drop for Process {
