@@ -135,7 +135,7 @@ impl Report {
         for kind in Kind::ALL {
             let killable = cast.of(kind).filter(|part| !part.spared).count();
             let [killed, ended, robbed] = deeds.done.get(&kind).copied().unwrap_or_default();
-            let name = format!("kill -9, SIGTERM, stores removed of {killable} of the {}s", kind.name());
+            let name = format!("{}s, {killable} may be killed: kill -9, SIGTERM, stores removed", kind.name());
             self.line(&name, format!("{killed}, {ended}, {robbed}"));
         }
         let mut endings = deeds.endings.clone();
