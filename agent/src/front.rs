@@ -84,6 +84,8 @@ pub(crate) async fn serve(front: Arc<Front>, listener: TcpListener, shutdown: Ca
             drop((turn, place));
         });
     }
+    // Nobody may wait for a place in the midst of the drain.
+    drop(incoming);
     connections.close();
     connections.wait().await;
 }

@@ -202,7 +202,7 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 async fn serve_grpc(listener: TcpListener, service: Service, shutdown: CancellationToken) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OriginServer<Service>>().await;
-    let incoming = service.identity.incoming(listener, CONNECTIONS_MAX);
+    let incoming = service.identity.incoming(listener, CONNECTIONS_MAX, shutdown.clone());
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)

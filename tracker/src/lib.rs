@@ -123,8 +123,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let admin = serve_admin(admin_listen, admin_parts(&service, &preheat, identity.transport()), shutdown.clone());
     let admin = admin.await.context("key `admin_listen`")?;
     let admin_addr = admin.address();
-    let server =
-        tokio::spawn(serve(identity.incoming(listener, connections_max), service.clone(), preheat, shutdown.clone()));
+    let incoming = identity.incoming(listener, connections_max, shutdown.clone());
+    let server = tokio::spawn(serve(incoming, service.clone(), preheat, shutdown.clone()));
     tracing::info!(%addr, %admin_addr, "tracker started");
     Ok(Running { addr, admin_addr, service, shutdown, server, admin, preheat: preheating })
 }

@@ -15,6 +15,7 @@ use shoal_kit::incoming::{Incoming, Place};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -48,17 +49,22 @@ impl Identity {
         }))
     }
 
-    /// Accepts connections for `Router::serve_with_incoming_shutdown`, bounded as [`Incoming`] says.
+    /// Accepts connections for `Router::serve_with_incoming_shutdown`, bounded as [`Incoming`] says. It ends with the shutdown, and the
+    /// listener with it: whoever comes later is refused at once.
     pub fn incoming(
         &self,
         listener: TcpListener,
         connections_max: usize,
+        shutdown: CancellationToken,
     ) -> impl Items<Item = Result<Connection, Infallible>> + Send + use<> {
         let incoming = Incoming::new(listener, connections_max);
         let accepting = Accepting { identity: self.clone(), incoming, handshakes: JoinSet::new() };
-        futures_util::stream::unfold(accepting, async |mut accepting| {
-            let connection = accepting.next().await;
-            Some((Ok(connection), accepting))
+        futures_util::stream::unfold(accepting, move |mut accepting| {
+            let shutdown = shutdown.clone();
+            async move {
+                let connection = shutdown.run_until_cancelled(accepting.next()).await?;
+                Some((Ok(connection), accepting))
+            }
         })
     }
 }

@@ -132,6 +132,7 @@ pub async fn serve_router(listener: TcpListener, router: Router, shutdown: Cance
             drop(place);
         });
     }
+    drop(incoming);
     connections.close();
     connections.wait().await;
 }

@@ -25,8 +25,8 @@ const WRITE_BUFFER_BYTES: usize = 512 * 1024;
 /// Serves until `shutdown` is cancelled, then ends what is being answered.
 pub(crate) async fn serve(listener: TcpListener, identity: Identity, rooms: Rooms, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
-    let mut incoming = pin!(identity.incoming(listener, CONNECTIONS_MAX));
-    while let Some(Some(Ok(stream))) = shutdown.run_until_cancelled(incoming.next()).await {
+    let mut incoming = pin!(identity.incoming(listener, CONNECTIONS_MAX, shutdown.clone()));
+    while let Some(Ok(stream)) = incoming.next().await {
         connections.spawn(connection(stream, rooms.clone(), shutdown.clone()));
     }
     connections.close();
