@@ -209,10 +209,9 @@ fn check_cut_off(cluster: &Cluster, rogue: &Rogue, way: Way, before: &Counts) ->
             continue;
         }
         ensure!(after.0[&address].violations > before.0[&address].violations, "{address} counts no violation");
-        for name in [rogue.name(), PeerId(rand::random())] {
-            let (is_heard, may_be) = (rogue.is_heard(peer, name)?, way.end == End::CutOff);
-            ensure!(is_heard == may_be, "{address} listens to {name}: {is_heard}");
-        }
+        let is_banned = way.end == End::Banned;
+        ensure!(rogue.is_heard(peer, PeerId(rand::random()))? != is_banned, "{address}: banned {is_banned}");
+        ensure!(!is_banned || !rogue.is_heard(peer, rogue.name())?, "{address} still listens");
     }
     let verb = if way.end == End::Banned { "banned" } else { "cut off" };
     Ok(format!("{verb} by {}", believers.len()))
