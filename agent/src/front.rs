@@ -68,10 +68,10 @@ pub(crate) struct Front {
 
 /// Accepts and serves until shutdown, then lets the answers that are under way end.
 pub(crate) async fn serve(front: Arc<Front>, listener: TcpListener, shutdown: CancellationToken) {
-    let incoming = Connections::new(listener, CONNECTIONS_MAX + REFUSED_MAX);
+    let mut incoming = Connections::new(listener, CONNECTIONS_MAX + REFUSED_MAX, shutdown.clone());
     let served = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
-    while let Some((stream, _, place)) = shutdown.run_until_cancelled(incoming.next()).await {
+    while let Some((stream, _, place)) = incoming.next().await {
         let (front, shutdown) = (front.clone(), shutdown.clone());
         let turn = served.clone().try_acquire_owned().ok();
         connections.spawn(async move {
@@ -84,8 +84,6 @@ pub(crate) async fn serve(front: Arc<Front>, listener: TcpListener, shutdown: Ca
             drop((turn, place));
         });
     }
-    // Nobody may wait for a place in the midst of the drain.
-    drop(incoming);
     connections.close();
     connections.wait().await;
 }

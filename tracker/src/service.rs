@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
+use shoal_kit::incoming::share_holder;
 use shoal_meta::{PeerId, PeerInfo};
 use shoal_proto::tracker::v1 as proto;
 use shoal_proto::{peer_from_proto, peer_to_proto};
@@ -174,9 +175,7 @@ fn check_announce(from: Option<IpAddr>, request: &proto::AnnounceRequest) -> Res
         return Err(Status::invalid_argument(message));
     }
     let torrents = request.torrents.iter().map(check_torrent).collect::<Result<_, _>>()?;
-    // On one machine everybody has the same address.
-    let from = from.map(|from| from.to_canonical()).filter(|from| !from.is_loopback());
-    Ok(Announce { peer, from, full: request.full, torrents })
+    Ok(Announce { peer, from: from.and_then(share_holder), full: request.full, torrents })
 }
 
 /// A peer that listens on every address may not know its own: it is where it announces from.

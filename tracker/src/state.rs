@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
+use shoal_kit::incoming::SHARES;
 use shoal_meta::{Digest, Lead, PeerId, PeerInfo};
 use slab::Slab;
 
@@ -35,10 +36,6 @@ use torrent::{Member, Scope, Standing, Torrent};
 pub const ANSWER_PEERS_MAX: usize = 10_000;
 /// How many peers one call of [`State::expire`] forgets at most, so that the others need not wait for long.
 pub const EXPIRE_MAX: usize = 64;
-
-/// One in so many peers and members may come from one address: whoever has taken over a node, and announces peers and torrents
-/// that are not there, leaves room to the others.
-pub const SHARE: usize = 16;
 
 /// Agents of a zone that fetch a blob across: two, so that one may be lost.
 pub const LEADERS_MAX: usize = 2;
@@ -522,7 +519,8 @@ impl<C: Clone> State<C> {
     }
 }
 
-/// What of a limit one address may take.
+/// What of a limit one address may take: whoever has taken over a node, and announces peers and torrents that are not there, leaves
+/// room to the others.
 fn share_of(limit: usize) -> usize {
-    limit.div_ceil(SHARE)
+    limit.div_ceil(SHARES)
 }

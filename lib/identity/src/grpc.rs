@@ -49,22 +49,18 @@ impl Identity {
         }))
     }
 
-    /// Accepts connections for `Router::serve_with_incoming_shutdown`, bounded as [`Incoming`] says. It ends with the shutdown, and the
-    /// listener with it: whoever comes later is refused at once.
+    /// Accepts connections for `Router::serve_with_incoming_shutdown`, bounded and ended as [`Incoming`] says.
     pub fn incoming(
         &self,
         listener: TcpListener,
         connections_max: usize,
         shutdown: CancellationToken,
     ) -> impl Items<Item = Result<Connection, Infallible>> + Send + use<> {
-        let incoming = Incoming::new(listener, connections_max);
+        let incoming = Incoming::new(listener, connections_max, shutdown);
         let accepting = Accepting { identity: self.clone(), incoming, handshakes: JoinSet::new() };
-        futures_util::stream::unfold(accepting, move |mut accepting| {
-            let shutdown = shutdown.clone();
-            async move {
-                let connection = shutdown.run_until_cancelled(accepting.next()).await?;
-                Some((Ok(connection), accepting))
-            }
+        futures_util::stream::unfold(accepting, async |mut accepting| {
+            let connection = accepting.next().await?;
+            Some((Ok(connection), accepting))
         })
     }
 }
@@ -120,14 +116,15 @@ struct Accepting {
 }
 
 impl Accepting {
-    async fn next(&mut self) -> Connection {
+    async fn next(&mut self) -> Option<Connection> {
         loop {
             tokio::select! {
-                (stream, from, place) = self.incoming.next() => {
+                arrived = self.incoming.next() => {
+                    let (stream, from, place) = arrived?;
                     self.handshakes.spawn(shake_hands(self.identity.clone(), stream, from, place));
                 }
                 Some(Ok(ended)) = self.handshakes.join_next() => match ended {
-                    Ok(connection) => return connection,
+                    Ok(connection) => return Some(connection),
                     Err(error) => tracing::debug!(%error, "a caller is refused"),
                 },
             }

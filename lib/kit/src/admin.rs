@@ -124,15 +124,14 @@ async fn metrics(State(parts): State<Arc<AdminParts>>) -> Response {
 /// [`CONNECTION_TIMEOUT`] for all of it.
 pub async fn serve_router(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
-    let incoming = Incoming::new(listener, CONNECTIONS_MAX);
-    while let Some((stream, _, place)) = shutdown.run_until_cancelled(incoming.next()).await {
+    let mut incoming = Incoming::new(listener, CONNECTIONS_MAX, shutdown);
+    while let Some((stream, _, place)) = incoming.next().await {
         let served = serve(stream, router.clone());
         connections.spawn(async move {
             served.await;
             drop(place);
         });
     }
-    drop(incoming);
     connections.close();
     connections.wait().await;
 }

@@ -9,23 +9,32 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 /// The pause after a failed accept, as when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// It takes so many addresses to fill a server: one that takes all it gets leaves room for the others.
-const SHARES: usize = 16;
+pub const SHARES: usize = 16;
 /// One address may have so many connections in any case.
 const SHARE_MIN: usize = 16;
 
-/// The connections that come to a listener.
+/// The connections that come to a listener, until the shutdown.
 #[derive(Debug)]
 pub struct Incoming {
-    listener: TcpListener,
+    /// None after the shutdown: whoever comes then is refused at once, and does not wait for a server that drains.
+    listener: Option<TcpListener>,
     room: Arc<Semaphore>,
     taken: Arc<Taken>,
+    shutdown: CancellationToken,
 }
 
-/// How many connections each address has. Loopback is not counted: many may share it, and they are this machine.
+/// Whose share it takes who is at an address. Nobody's on loopback: many may have that address, and they are this machine.
+#[must_use]
+pub fn share_holder(address: IpAddr) -> Option<IpAddr> {
+    Some(address.to_canonical()).filter(|address| !address.is_loopback())
+}
+
+/// How many connections each address has that takes from a share.
 #[derive(Debug)]
 struct Taken {
     share: usize,
@@ -35,7 +44,7 @@ struct Taken {
 /// A connection's place; dropping it makes room for another.
 #[derive(Debug)]
 pub struct Place {
-    address: IpAddr,
+    holder: Option<IpAddr>,
     taken: Arc<Taken>,
     _permit: OwnedSemaphorePermit,
 }
@@ -43,21 +52,30 @@ pub struct Place {
 impl Incoming {
     /// Accepts from a listener, at most `places` connections at a time, and from one address a sixteenth of them or 16.
     #[must_use]
-    pub fn new(listener: TcpListener, places: usize) -> Self {
+    pub fn new(listener: TcpListener, places: usize, shutdown: CancellationToken) -> Self {
         let taken = Taken { share: places.div_ceil(SHARES).max(SHARE_MIN), by_address: Mutex::default() };
-        Self { listener, room: Arc::new(Semaphore::new(places)), taken: Arc::new(taken) }
+        Self { listener: Some(listener), room: Arc::new(Semaphore::new(places)), taken: Arc::new(taken), shutdown }
     }
 
     /// Waits for a place, and for the next connection, which sends without delay. While there is no place connections wait in
     /// the kernel's queue: a client sees a slow server, not a reset. One whose address has its share is closed at once.
-    /// After an error it waits a little and goes on.
+    /// After an error it waits a little and goes on. `None` with the shutdown, and from then on.
     ///
     /// # Panics
     /// Never: the semaphore is not closed.
-    pub async fn next(&self) -> (TcpStream, SocketAddr, Place) {
+    pub async fn next(&mut self) -> Option<(TcpStream, SocketAddr, Place)> {
+        let listener = self.listener.as_ref()?;
+        let accepted = self.shutdown.run_until_cancelled(self.accept(listener)).await;
+        if accepted.is_none() {
+            self.listener = None;
+        }
+        accepted
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, SocketAddr, Place) {
         loop {
             let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let accepted = self.listener.accept().await;
+            let accepted = listener.accept().await;
             match accepted.and_then(|(stream, from)| stream.set_nodelay(true).map(|()| (stream, from))) {
                 Ok((stream, from)) => match Place::take(&self.taken, from.ip(), permit) {
                     Some(place) => return (stream, from, place),
@@ -74,22 +92,23 @@ impl Incoming {
 
 impl Place {
     fn take(taken: &Arc<Taken>, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
-        let address = address.to_canonical();
-        if !address.is_loopback() {
+        let holder = share_holder(address);
+        if let Some(holder) = holder {
             let mut by_address = taken.lock();
-            let count = by_address.entry(address).or_default();
+            let count = by_address.entry(holder).or_default();
             if *count >= taken.share {
                 return None;
             }
             *count += 1;
         }
-        Some(Self { address, taken: taken.clone(), _permit: permit })
+        Some(Self { holder, taken: taken.clone(), _permit: permit })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut count) = self.taken.lock().entry(self.address) {
+        let Some(holder) = self.holder else { return };
+        if let Entry::Occupied(mut count) = self.taken.lock().entry(holder) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -115,18 +134,26 @@ mod tests {
     async fn listen(places: usize) -> (Incoming, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        (Incoming::new(listener, places), address)
+        (Incoming::new(listener, places, CancellationToken::new()), address)
     }
 
     #[tokio::test]
     async fn past_the_limit_a_connection_waits_for_another_to_end() {
-        let (incoming, address) = listen(1).await;
+        let (mut incoming, address) = listen(1).await;
         let _clients = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
-        let first = incoming.next().await;
+        let first = incoming.next().await.unwrap();
         let mut second = pin!(incoming.next());
         assert!(poll_fn(|cx| Poll::Ready(second.as_mut().poll(cx).is_pending())).await);
         drop(first);
-        second.await;
+        assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn with_the_shutdown_the_listener_goes() {
+        let (mut incoming, address) = listen(1).await;
+        incoming.shutdown.cancel();
+        assert!(incoming.next().await.is_none() && incoming.next().await.is_none());
+        assert!(TcpStream::connect(address).await.is_err());
     }
 
     #[tokio::test]

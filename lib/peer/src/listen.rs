@@ -29,8 +29,8 @@ pub(crate) fn bind(address: SocketAddr, manners: &Manners) -> io::Result<TcpList
 
 /// Accepts connections until the node shuts down.
 pub(crate) async fn accept(net: Arc<Net>, listener: TcpListener, connections_max: usize) {
-    let incoming = Incoming::new(listener, connections_max + NEWCOMERS_MAX);
-    while let Some((stream, remote, place)) = net.handle.shutdown.run_until_cancelled(incoming.next()).await {
+    let mut incoming = Incoming::new(listener, connections_max + NEWCOMERS_MAX, net.handle.shutdown.clone());
+    while let Some((stream, remote, place)) = incoming.next().await {
         if let Err(error) = net.manners.settle(&SockRef::from(&stream)) {
             // It is gone already.
             debug!(%remote, %error, "cannot set up a peer's connection");
