@@ -1,6 +1,7 @@
 //! Small files, whole or not at all, off the async threads. Called by the shelf of manifests and by the notes.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::{fs, io};
 
 /// Runs work that waits for the disk.
@@ -8,19 +9,16 @@ pub(crate) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> io::Result
     tokio::task::spawn_blocking(job).await.map_err(io::Error::other)?
 }
 
-/// Puts a file in place of what is there. Its writers write one at a time, or the same bytes; what a crash tears, its reader
-/// must find out.
+/// Puts a file in place of what is there; of several writers at a time, the last to end. What a crash tears, its reader must find
+/// out.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let beside = path.with_extension("new");
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let beside = path.with_extension(format!("{}.new", WRITES.fetch_add(1, Relaxed)));
     fs::write(&beside, bytes)?;
-    match fs::rename(&beside, path) {
-        // Another writer of the same bytes was faster, and took what both had written.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => Ok(()),
-        renamed => renamed,
-    }
+    fs::rename(&beside, path)
 }
 
 #[cfg(test)]
