@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,13 +15,15 @@ use crate::image::Image;
 use crate::lab::Lab;
 use crate::node::{Link, Node, Rate};
 use crate::process::Process;
-use crate::program::{ADMIN, Program};
+use crate::program::{ADMIN, FRONT, Program};
 use crate::registry::{Guard, HOST, Registry};
 use crate::runtime::{Client, pull_at_once};
 use crate::tls::Identity;
 
 /// Docker Hub's address, which a test can give to its own upstream.
 const DOCKER_HUB: &str = "registry-1.docker.io";
+/// How long a part may take to say what it counts: what its server takes at most.
+const METRICS_TIMEOUT_SECONDS: &str = "10";
 
 /// The shape of a cluster.
 #[derive(Debug, Clone, Copy)]
@@ -260,7 +263,19 @@ pub fn check_pulls(pulls: &[(&dyn Client, &str)], image: &Image) -> Result<()> {
 /// # Errors
 /// When it does not tell.
 pub fn metrics(node: &Node, admin: &str) -> Result<String> {
-    node.run("curl", &["-sf", &format!("http://{admin}/metrics")])
+    node.run("curl", &["-sf", "-m", METRICS_TIMEOUT_SECONDS, &format!("http://{admin}/metrics")])
+}
+
+/// Pulls a blob by the agent of a node, and checks its bytes.
+///
+/// # Errors
+/// When it does not come in time, or is another.
+pub fn pull_blob(node: &Node, repository: &str, digest: &str, within: Duration) -> Result<()> {
+    let (url, seconds) = (format!("http://{FRONT}/v2/{repository}/blobs/{digest}?ns={HOST}"), within.as_secs());
+    let command = format!("set -o pipefail; curl -sSf --max-time {seconds} '{url}' | sha256sum");
+    let printed = node.run("bash", &["-c", &command])?;
+    ensure!(format!("sha256:{printed}").starts_with(digest), "{}: other bytes than {digest}: {printed}", node.name());
+    Ok(())
 }
 
 /// How many requests of a kind, `manifest` or `blob`, the agent of a node has answered with this status.

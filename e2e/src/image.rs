@@ -211,17 +211,13 @@ fn image_manifest(dir: &Path, recipe: &Recipe) -> Result<Value> {
         Recipe::Random { layers_mib, seed } => {
             let mut random = StdRng::seed_from_u64(*seed);
             for mib in layers_mib {
-                let path = format!("data/{mib}");
-                layers.push(write_layer(dir, Compression::none(), |tar| {
-                    append_random(tar, &mut random, &path, mib * MIB)
-                })?);
+                layers.push(write_random(dir, &mut random, &format!("data/{mib}"), mib * MIB)?);
             }
         }
         Recipe::Mixed { layers: drawn, .. } => {
             for (bytes, seed) in drawn {
-                let (mut random, path) = (StdRng::seed_from_u64(*seed), format!("data/{seed}"));
-                layers
-                    .push(write_layer(dir, Compression::none(), |tar| append_random(tar, &mut random, &path, *bytes))?);
+                let mut random = StdRng::seed_from_u64(*seed);
+                layers.push(write_random(dir, &mut random, &format!("data/{seed}"), *bytes)?);
             }
         }
         Recipe::Program { entrypoint, files, .. } => {
@@ -309,11 +305,14 @@ fn append_bytes(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) 
     Ok(tar.append_data(&mut header, path, content)?)
 }
 
-fn append_random(tar: &mut LayerTar, random: &mut StdRng, path: &str, bytes: u64) -> Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o644);
-    header.set_size(bytes);
-    Ok(tar.append_data(&mut header, path, io::Read::take(RandomBytes(random), bytes))?)
+/// Writes a layer of one file of random bytes.
+fn write_random(dir: &Path, random: &mut StdRng, path: &str, bytes: u64) -> Result<Layer> {
+    write_layer(dir, Compression::none(), |tar| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes);
+        Ok(tar.append_data(&mut header, path, io::Read::take(RandomBytes(random), bytes))?)
+    })
 }
 
 /// Appends files until the compressed layer has the wanted length.

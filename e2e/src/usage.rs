@@ -13,6 +13,13 @@ use crate::process::Process;
 /// How often those that are watched are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// For figures in reports.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "reports round far above the precision lost")]
+pub fn to_f64(number: u64) -> f64 {
+    number as f64
+}
+
 /// User and system time of all its threads, dead or alive, in clock ticks; `None` once it is gone.
 #[must_use]
 pub fn cpu_ticks(pid: u32) -> Option<u64> {

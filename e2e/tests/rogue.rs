@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use shoal_e2e::cluster::{Cluster, Plan, metrics};
+use shoal_e2e::cluster::{Cluster, Plan, metrics, pull_blob};
 use shoal_e2e::harness::{Bench, Test, note};
 use shoal_e2e::image::{Blob, Recipe};
 use shoal_e2e::node::{Link, Node, Rate};
-use shoal_e2e::program::{ADMIN, AGENT_PEER_PORT, FRONT, ORIGIN_PEER_PORT, TRACKER_PORT, store_dir};
-use shoal_e2e::registry::HOST;
+use shoal_e2e::program::{ADMIN, AGENT_PEER_PORT, ORIGIN_PEER_PORT, TRACKER_PORT, store_dir};
 use shoal_e2e::rogue::{Lie, Met, Peer, Place, Rogue};
 use shoal_e2e::usage::{Peak, Watch};
 use shoal_e2e::wait::wait_until;
@@ -24,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[Test {
     run: lies,
 }];
 
+const REPOSITORY: &str = "org/app";
 const NODES: u8 = 6;
 /// Slow enough that a pull has a midst. The liar has the same link: it is a node like the others.
 const RATE: Rate = Rate::mbit(64);
@@ -109,7 +109,7 @@ fn lies(bench: &Bench) -> Result<()> {
     let layers_mib = vec![LAYER_MIB; 2 + WAYS.len() + WAYS_WITHOUT_ORIGIN.len()];
     let image = bench.image(&Recipe::Random { layers_mib, seed: 51 })?;
     let plan = Plan { certificates: true, ..Plan::equal(NODES, RATE) };
-    let mut cluster = Cluster::start(bench, plan, &image, "org/app")?;
+    let mut cluster = Cluster::start(bench, plan, &image, REPOSITORY)?;
     // A node for each way: who is banned stays out of the next pull as well.
     let mut nodes = (0..WAYS.len() + WAYS_WITHOUT_ORIGIN.len())
         .map(|index| cluster.add_node(&format!("rogue{index}"), Link::symmetric(RATE)))
@@ -252,12 +252,7 @@ fn pull_everywhere(cluster: &Cluster, layer: &Blob) -> Result<Duration> {
 }
 
 fn pull(node: &Node, layer: &Blob) -> Result<()> {
-    let (digest, seconds) = (&layer.digest, DEADLINE.as_secs());
-    let url = format!("http://{FRONT}/v2/org/app/blobs/{digest}?ns={HOST}");
-    let command = format!("set -o pipefail; curl -sSf --max-time {seconds} '{url}' | sha256sum");
-    let printed = node.run("bash", &["-c", &command])?;
-    ensure!(format!("sha256:{printed}").starts_with(digest), "{}: other bytes than {digest}: {printed}", node.name());
-    Ok(())
+    pull_blob(node, REPOSITORY, &layer.digest, DEADLINE)
 }
 
 /// Does something, and gives the most that each part had meanwhile.

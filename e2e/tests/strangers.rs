@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion, version};
-use shoal_e2e::cluster::{Cluster, Plan};
+use shoal_e2e::cluster::{Cluster, Plan, pull_blob};
 use shoal_e2e::harness::{Bench, Test, note};
 use shoal_e2e::image::Recipe;
 use shoal_e2e::node::{Link, Node, Rate};
-use shoal_e2e::program::{FRONT, Program};
+use shoal_e2e::program::Program;
 use shoal_e2e::registry::HOST;
 use shoal_meta::{PeerId, PeerInfo, Role, Topology};
 use shoal_swarm::wire::{self, Message};
@@ -52,9 +52,7 @@ fn strangers(bench: &Bench) -> Result<()> {
     let mut cluster = Cluster::start(bench, plan, &image, REPOSITORY)?;
     let layer = &image.layers[1].digest;
     for agent in &cluster.agents {
-        let url = format!("http://{FRONT}/v2/{REPOSITORY}/blobs/{layer}?ns={HOST}");
-        let printed = agent.node.run("bash", &["-c", &format!("set -o pipefail; curl -sSf '{url}' | sha256sum")])?;
-        ensure!(format!("sha256:{printed}").starts_with(layer), "the pull: {printed}");
+        pull_blob(&agent.node, REPOSITORY, layer, TIMEOUT)?;
     }
     let stranger = cluster.add_node("stranger", Link::default())?;
     let ours = cluster.program().certificates("agent").context("certificates")?;

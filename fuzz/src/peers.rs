@@ -30,7 +30,7 @@ pub fn wire(data: &[u8]) {
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn peer(number: u64) -> PeerInfo {
-    let id = PeerId((u128::from(number) << 64).to_be_bytes());
+    let id = PeerId(u128::from(number).to_be_bytes());
     let role = if number == 1 { Role::Origin } else { Role::Agent };
     PeerInfo { id, address: ([10, 0, 0, 1], 5051).into(), role, topology: Topology::default() }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shoal_agent::Running;
 use shoal_registry::embedded::Options;
 use tokio_util::sync::CancellationToken;
 
@@ -45,18 +46,11 @@ async fn an_origin_that_stops_sees_the_blob_under_way_to_its_end() {
     let stop = CancellationToken::new();
     let origin = rig.origin(stop.clone(), Vec::new()).await;
     let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
-    let layer = rig.image.layers[0];
-    let path = blob(&layer);
-    let pull = async { get(&agent, &path).await };
     let end = async {
-        eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
         stop.cancel();
         origin.stopped().await;
     };
-    let (answer, ()) = tokio::join!(pull, end);
-    assert!(answer.whole && answer.digest() == layer);
-    assert_eq!(agent.status().received.upstream, 0);
-    assert_eq!(rig.sent(&layer), (1, 8 << 20));
+    pulls_one_copy_while(&rig, &agent, end).await;
 }
 
 #[tokio::test]
@@ -64,21 +58,28 @@ async fn an_agent_that_stops_sees_the_answer_under_way_to_its_end_with_the_swarm
     let rig = Rig::with_layers(Options { rate: Some(4 << 20), ..Options::default() }, &[8 << 20]).await;
     let origin = rig.origin(rig.shutdown.child_token(), Vec::new()).await;
     let agent = rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await;
-    let layer = rig.image.layers[0];
-    let path = blob(&layer);
-    let pull = async { get(&agent, &path).await };
     let end = async {
-        eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
         rig.stop_agents();
         let connects = || std::net::TcpStream::connect(agent.front_addr()).is_ok();
         eventually("new clients go to their next host", || !connects()).await;
         assert!(agent.status().received.origin < 8 << 20, "it has to end before the blob does");
     };
-    let (answer, ()) = tokio::join!(pull, end);
+    pulls_one_copy_while(&rig, &agent, end).await;
+    agent.stopped().await;
+}
+
+/// Pulls a layer of 8 MiB, while something happens in the midst of it, and shows that one copy left the registry, for the origin.
+async fn pulls_one_copy_while(rig: &Rig, agent: &Running, happens: impl Future<Output = ()>) {
+    let layer = rig.image.layers[0];
+    let path = blob(&layer);
+    let midst = async {
+        eventually("some pieces came", || agent.status().received.origin > 1 << 20).await;
+        happens.await;
+    };
+    let (answer, ()) = tokio::join!(get(agent, &path), midst);
     assert!(answer.whole && answer.digest() == layer);
     assert_eq!(agent.status().received.upstream, 0);
     assert_eq!(rig.sent(&layer), (1, 8 << 20));
-    agent.stopped().await;
 }
 
 #[tokio::test]

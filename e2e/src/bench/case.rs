@@ -8,6 +8,7 @@ use anyhow::{Context, Error, Result, ensure};
 
 use crate::image::{Image, Recipe};
 use crate::node::{Link, Rate};
+use crate::usage::to_f64;
 
 /// Bytes on the wire over bytes of payload: a full segment at an MTU of 1500 carries 1448 of its 1514 bytes.
 const WIRE_FACTOR: f64 = 1.0456;
@@ -135,12 +136,6 @@ impl FromStr for Case {
         ensure!(start != Start::Alone || nodes == 1, "{text:?}: alone is one node");
         Ok(case)
     }
-}
-
-/// For figures in reports.
-#[expect(clippy::cast_precision_loss, reason = "reports round far above the precision lost")]
-pub(super) fn to_f64(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

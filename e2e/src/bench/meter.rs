@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 
-use super::case::to_f64;
 use crate::node::{Node, Traffic};
-use crate::usage::{anon_bytes, cpu_ticks};
+use crate::usage::{anon_bytes, cpu_ticks, to_f64};
 use crate::wait::wait_until;
 
 /// How often memory and traffic are looked at.

@@ -3,11 +3,12 @@
 use anyhow::Error;
 use serde_json::{Value, json};
 
-use super::case::{Case, Start, to_f64};
+use super::case::{Case, Start};
 use super::meter::Cost;
 use super::pull::Pulled;
 use crate::image::Image;
 use crate::node::Traffic;
+use crate::usage::to_f64;
 
 /// A run with less of the machine idle than this, or more in foreign programs, says little.
 const IDLE_SHARE_MIN: f64 = 0.1;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::cluster::metrics;
 use crate::lab::Lab;
 use crate::node::{Link, Node};
 use crate::process::Process;
@@ -19,8 +20,6 @@ use super::NODES;
 pub(super) const AGENT_STORE_BYTES: u64 = 64 << 20;
 /// Most bytes an origin keeps: less than half of them.
 const ORIGIN_STORE_BYTES: u64 = 192 << 20;
-/// How long a part may take to say how it is, in seconds.
-const PATIENCE: &str = "5";
 
 /// What a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +86,7 @@ impl Part {
             Kind::Origin => ORIGIN_ADMIN,
             Kind::Agent => ADMIN,
         };
-        let text = self.node.run("curl", &["-sf", "-m", PATIENCE, &format!("http://{admin}/metrics")])?;
+        let text = metrics(&self.node, admin)?;
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let pairs = lines.filter_map(|line| line.rsplit_once(' '));
         let counts = pairs.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect::<Counts>();

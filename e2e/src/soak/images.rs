@@ -9,6 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::image::{Image, Recipe};
 use crate::registry::{HOST, Registry};
+use crate::usage::to_f64;
 
 /// How many there are.
 const IMAGES: u64 = 40;
@@ -89,12 +90,6 @@ fn layer(random: &mut StdRng) -> (u64, u64) {
 
 fn name(index: u64) -> String {
     format!("soak{index:02}")
-}
-
-/// For figures in reports.
-#[expect(clippy::cast_precision_loss, reason = "reports round far above the precision lost")]
-pub(super) fn to_f64(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 
 use super::cast::{AGENT_STORE_BYTES, Cast, Kind};
 use super::chaos::Deeds;
-use super::images::{Images, to_f64};
+use super::images::Images;
 use super::pulls::Pull;
 use super::watch::{Sample, Store, Watched};
 use crate::registry::{Fetched, Registry};
+use crate::usage::to_f64;
 
 /// What caches, pools and connection tables need to fill: a tenth of the run, and this at least. It does not count.
 const WARM_UP_SECONDS_MIN: f64 = 60.0;

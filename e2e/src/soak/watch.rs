@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::cast::{Cast, Kind, Part};
-use super::images::to_f64;
 use super::journal::Journal;
 use crate::cluster::disk_bytes;
 use crate::registry::Registry;
-use crate::usage::{anon_bytes, open_files, threads};
+use crate::usage::{anon_bytes, open_files, threads, to_f64};
 
 /// How often processes are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
