@@ -297,7 +297,7 @@ impl Blobs {
         if self.lock().downloads.len() >= DOWNLOADS_MAX {
             return past;
         }
-        let partial = match self.store.partial(*digest, geometry).await {
+        let partial = match self.node.partial(*digest, geometry).await {
             Ok(partial) => partial,
             Err(PartialError::Committed(blob)) => return Opened::Stored(blob),
             Err(error) => {

@@ -263,7 +263,8 @@ impl Inner {
 
     /// Lets a blob that the disk does not take pass by the store for a while.
     fn pass(&self, digest: Digest, length: u64, error: &OriginError) {
-        tracing::error!(%digest, error = error as &dyn std::error::Error, "blob passes by the store");
+        // What is wrong with the disk is said once, by the store.
+        tracing::warn!(%digest, error = error as &dyn std::error::Error, "blob passes by the store");
         lock(&self.passing).put(digest, (length, Instant::now()));
         self.metrics.blobs.with_label_values(&["passed"]).inc();
     }

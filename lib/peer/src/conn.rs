@@ -141,6 +141,8 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
 impl Net {
     fn note(&self, error: &ConnError, remote: SocketAddr) {
         match error {
+            // Who dies in the midst of it has broken nothing.
+            ConnError::Tls(error) if is_gone(error) => {}
             ConnError::Wire(_)
             | ConnError::NoHello
             | ConnError::HelloTimeout
@@ -153,6 +155,11 @@ impl Net {
         }
         debug!(%remote, error = error as &dyn std::error::Error, "connection ended");
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind())
 }
 
 /// Sets a connection up until both ends know whom they have.

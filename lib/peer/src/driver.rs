@@ -120,6 +120,11 @@ impl Driver {
                 // Nobody may wait for the answer any more; the torrent goes on all the same.
                 let _ = reply.send(self.join(now, partial));
             }
+            Input::ReleaseIdle { done } => {
+                self.release_idle(now);
+                // The caller may have gone.
+                let _ = done.send(());
+            }
             Input::Withdraw { digest, reason, done } => self.withdraw(now, digest, reason, done),
             Input::FindMetainfo(digest) => {
                 if let Some(key) = self.swarm.key(&digest) {
@@ -184,10 +189,7 @@ impl Driver {
                 }
             }
             Event::TorrentWanted(digest) => self.wanted(now, &digest),
-            Event::TorrentIdle(torrent) => {
-                debug!(torrent = ?torrent, "closing an idle torrent");
-                self.close(now, torrent);
-            }
+            Event::TorrentIdle(torrent) => self.idle(now, torrent),
             Event::FindTorrent { digest, query } => {
                 let held = self.store.contains(&digest);
                 self.swarm.handle_find_answer(now, query, digest, held);

@@ -59,6 +59,8 @@ pub(crate) enum Input {
     Grown(Digest),
     /// Someone takes part in a blob's torrent. What is to be fetched of it, its handle tells.
     Join { partial: Partial, reply: oneshot::Sender<Result<Arc<Shared>, JoinError>> },
+    /// The store needs the room of what nobody needs.
+    ReleaseIdle { done: oneshot::Sender<()> },
     /// Someone gives a blob up.
     Withdraw { digest: Digest, reason: String, done: oneshot::Sender<()> },
     /// No origin tells the hashes of a torrent's pieces: peers may.

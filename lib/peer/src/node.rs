@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use shoal_identity::Identity;
-use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, PeerInfo};
-use shoal_store::{BufferPool, Partial, Store};
+use shoal_meta::{BLOCK_LENGTH_MAX, Bitfield, Digest, Geometry, PeerInfo};
+use shoal_store::{BufferPool, Partial, PartialError, Store};
 use shoal_swarm::Swarm;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -131,6 +131,21 @@ impl Node {
         self.handle.send(Input::Join { partial, reply }).await.map_err(|_closed| JoinError::Closed)?;
         let shared = answer.await.map_err(|_closed| JoinError::Closed)??;
         Ok(self.handle.torrent(shared))
+    }
+
+    /// Begins a blob in the store, as [`Store::partial`] does. What is seeded counts as in use there: without room, the blobs that
+    /// no connected peer lacks a piece of are let go of, and the store is asked again.
+    ///
+    /// # Errors
+    /// See [`PartialError`].
+    pub async fn partial(&self, digest: Digest, geometry: Geometry) -> Result<Partial, PartialError> {
+        let begun = self.store.partial(digest, geometry).await;
+        let Err(PartialError::NoSpace { .. }) = begun else { return begun };
+        let (done, released) = oneshot::channel();
+        if self.handle.send(Input::ReleaseIdle { done }).await.is_err() || released.await.is_err() {
+            return begun;
+        }
+        self.store.partial(digest, geometry).await
     }
 
     /// Announces a committed blob that came into the store another way. Blobs committed by torrents, and those the

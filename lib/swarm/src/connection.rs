@@ -80,6 +80,10 @@ pub(crate) struct Up {
     pub(crate) queued_bytes: u64,
     /// Blocks at the driver.
     pub(crate) sending: usize,
+    /// When the last block left, or when the first of those queued was asked for.
+    pub(crate) moved_at: Time,
+    /// It asks for blocks and does not take them: it gets no more grants, and those that it has keep nobody from a slot.
+    pub(crate) is_stuck: bool,
     /// The longest piece the peer may ask for, in bytes: the unit of its grants. Zero while no torrent is shared.
     pub(crate) piece_length: u64,
     pub(crate) rate: Rate,
@@ -163,6 +167,9 @@ impl Up {
 
     /// Slots taken by what is granted, queued and being sent.
     pub(crate) fn slots_taken(&self, grant_bytes_min: u32) -> u64 {
+        if self.is_stuck {
+            return 0;
+        }
         let outstanding = u64::from(self.granted) * self.piece_length + self.queued_bytes;
         outstanding.div_ceil((self.pieces_per_slot(grant_bytes_min) * self.piece_length).max(1))
     }

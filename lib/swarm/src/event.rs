@@ -96,7 +96,7 @@ pub enum Event {
     },
     /// A peer opened a torrent that is not open here: if the store holds the blob, `open` it as a seeder.
     TorrentWanted(Digest),
-    /// A seeding torrent has had no leecher for a while: `close` it.
+    /// A torrent that is whole has no leecher, and has had none for a while or its room is needed: `close` it, or hear so again.
     TorrentIdle(TorrentKey),
     /// A neighbour asks who has a blob: answer with `handle_find_answer`.
     FindTorrent {

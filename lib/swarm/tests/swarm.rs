@@ -7,7 +7,7 @@ use std::time::Duration;
 use net::{Net, peer};
 use shoal_meta::{Bitfield, Lead, PeerId, PeerInfo, Role};
 use shoal_swarm::wire::{Alias, FindPeers, Message, Opened, PeerExchange, WireBlock};
-use shoal_swarm::{ChokePolicy, Config, DisconnectReason, Event, Frame, OpenTorrent, Swarm, TorrentKey, Violation};
+use shoal_swarm::{Config, DisconnectReason, Event, Frame, OpenTorrent, Swarm, TorrentKey, Violation};
 
 fn blocks_sent(net: &Net, from: usize) -> usize {
     net.sent.iter().filter(|(node, _, frame)| *node == from && matches!(frame, Frame::Block { .. })).count()
@@ -34,17 +34,6 @@ fn a_lone_leecher_keeps_the_path_full() {
     let ideal = 400.0 * 262_144.0 / net.rate;
     let took = net.now.since(shoal_swarm::Time::ZERO).as_secs_f64();
     assert!(took < ideal * 1.02, "{took} s for {ideal} s of bytes");
-}
-
-#[test]
-fn slots_that_are_under_way_do_not_idle_the_uplink() {
-    let mut net = Net::with(2, 200, Config { upload_slots: 1, ..Config::default() });
-    net.latency = Duration::from_millis(50);
-    net.seed(0);
-    net.leech(1);
-    net.connect(1, 0);
-    // A grant, its request and the piece take 121 ms: one at a time would take 24 s.
-    net.run_until("complete", 18, |net| net.is_complete(1));
 }
 
 #[test]
@@ -372,23 +361,6 @@ fn a_peer_that_grants_and_refuses_again_and_again_is_given_up() {
 }
 
 #[test]
-fn a_peer_that_vanished_is_granted_no_second_slot() {
-    let mut net = Net::with(3, 400, Config { upload_slots: 1, ..Config::default() });
-    net.seed(0);
-    (1..3).for_each(|node| {
-        net.leech(node);
-        net.connect(node, 0);
-    });
-    net.run_until("both are served", 5, |net| (1..3).all(|node| net.view(node).have > 0));
-    net.vanished.insert(1);
-    let before = net.sent.len();
-    net.run_until("complete", 30, |net| net.is_complete(2));
-    let granted = |frame: &Frame| matches!(frame, Frame::Control(Message::Unchoke { .. }));
-    let in_vain = net.sent[before..].iter().filter(|(_, to, frame)| *to == 1 && granted(frame)).count();
-    assert!(in_vain <= 2, "{in_vain}");
-}
-
-#[test]
 fn losing_a_peer_in_mid_piece_loses_no_piece() {
     let mut net = Net::new(3, 40);
     net.seed(0);
@@ -414,22 +386,6 @@ fn a_block_nobody_asked_for_costs_the_connection() {
     net.nodes[1].handle_block(net.now, at_leecher, header).unwrap_err();
     let mut events = std::iter::from_fn(|| net.nodes[1].poll_event());
     assert!(events.any(|event| matches!(event, Event::Disconnect { .. })));
-}
-
-#[test]
-fn requests_beyond_the_allowance_are_rejected() {
-    let mut net = Net::new(2, 4);
-    net.seed(0);
-    let (at_leecher, _) = net.connect(1, 0);
-    let (digest, geometry) = (net.digest, net.geometry);
-    let alias = shoal_swarm::wire::Alias(7);
-    net.forge(1, at_leecher, Opened { alias, digest, geometry, have: Bitfield::empty(&geometry) }.into());
-    let blocks = vec![WireBlock { piece: 1, offset: 0, length: 262_144 }];
-    net.forge(1, at_leecher, Message::Request { alias, blocks: blocks.clone() });
-    net.run_for(1);
-    let rejected = |frame: &Frame| matches!(frame, Frame::Control(Message::Reject { blocks: b, .. }) if *b == blocks);
-    assert!(net.sent.iter().any(|(from, _, frame)| *from == 0 && rejected(frame)));
-    assert_eq!(blocks_sent(&net, 0), 0);
 }
 
 #[test]
@@ -582,18 +538,6 @@ fn a_peer_that_searches_without_end_takes_no_room_from_those_who_search() {
 }
 
 #[test]
-fn tit_for_tat_completes_too() {
-    let config = Config { choke_policy: ChokePolicy::Reciprocal, ..Config::default() };
-    let mut net = Net::with(6, 100, config);
-    net.seed(0);
-    (1..6).for_each(|node| {
-        net.leech(node);
-    });
-    net.connect_all();
-    net.run_until("all complete", 120, |net| (1..6).all(|node| net.is_complete(node)));
-}
-
-#[test]
 fn a_seeder_without_leechers_becomes_idle() {
     let mut net = Net::new(2, 4);
     let key = net.seed(0);
@@ -601,6 +545,27 @@ fn a_seeder_without_leechers_becomes_idle() {
     net.connect(1, 0);
     net.run_until("idle", 90, |net| net.events.contains(&(0, Event::TorrentIdle(key))));
     assert!(net.now.since(shoal_swarm::Time::ZERO) >= Duration::from_secs(60));
+}
+
+#[test]
+fn what_nobody_lacks_can_be_let_go_of_at_once_and_is_offered_again_until_it_is_closed() {
+    let mut net = Net::new(2, 4);
+    let key = net.seed(0);
+    let idle = |net: &Net| net.events.iter().filter(|event| **event == (0, Event::TorrentIdle(key))).count();
+    net.leech(1);
+    net.connect(1, 0);
+    net.run_until("a leecher", 5, |net| net.view(0).leechers == 1);
+    net.nodes[0].release_idle(net.now);
+    assert_eq!(net.nodes[0].poll_event(), None, "somebody lacks a piece");
+    net.run_until("none", 20, |net| net.view(0).leechers == 0);
+    net.nodes[0].release_idle(net.now);
+    net.run_for(1);
+    assert_eq!(idle(&net), 1);
+    net.run_for(61);
+    assert_eq!(idle(&net), 2);
+    net.nodes[0].close(net.now, key);
+    net.run_for(61);
+    assert_eq!(idle(&net), 2);
 }
 
 #[test]

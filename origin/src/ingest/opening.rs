@@ -32,7 +32,7 @@ pub(super) async fn open(inner: &Inner, access: &Access, digest: &Digest) -> Res
     };
     let geometry = Geometry::for_length(length)
         .map_err(|error| UpstreamError::Protocol(format!("the blob of {length} bytes cannot be cut: {error}")))?;
-    let partial = match inner.store.partial(*digest, geometry).await {
+    let partial = match inner.node.partial(*digest, geometry).await {
         Ok(partial) => partial,
         Err(PartialError::Committed(blob)) => return Ok(Opened::Whole(blob)),
         Err(error @ (PartialError::NoSpace { .. } | PartialError::Disk(_))) => {

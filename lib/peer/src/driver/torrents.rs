@@ -8,7 +8,7 @@ use shoal_store::{Blob, CommitError, Partial, Source, WriteError};
 use shoal_swarm::{OpenTorrent, Time, TorrentKey};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Driver;
 use crate::announce::LocalState;
@@ -38,7 +38,13 @@ impl Driver {
         let wanted = Bitfield::empty(&geometry);
         let torrent =
             OpenTorrent { digest, geometry, have: shared.have(), known, wanted, super_seed: self.is_origin() };
-        let key = self.open(now, &shared, torrent).ok_or(JoinError::TooMany)?;
+        let key = match self.open(now, &shared, torrent.clone()) {
+            Some(key) => key,
+            None => {
+                self.release_idle(now);
+                self.open(now, &shared, torrent).ok_or(JoinError::TooMany)?
+            }
+        };
         info!(%digest, length_bytes = shared.geometry.length(), "joined a torrent");
         self.announcer.set(digest, LocalState::Leeching);
         self.commit_if_full(key);
@@ -71,6 +77,20 @@ impl Driver {
         self.swarm.close(now, key);
         self.torrents.remove(&key);
         self.count_torrents();
+    }
+
+    /// Closes what is whole here and wanted by no connected peer: the store may evict it then.
+    pub(super) fn release_idle(&mut self, now: Time) {
+        self.swarm.release_idle(now);
+        self.act_all();
+    }
+
+    pub(super) fn idle(&mut self, now: Time, key: TorrentKey) {
+        // While the store checks the whole somebody waits for it.
+        if self.torrents.get(&key).is_some_and(|entry| !entry.is_leeching()) {
+            debug!(torrent = ?key, "closing an idle torrent");
+            self.close(now, key);
+        }
     }
 
     fn count_torrents(&self) {

@@ -1,9 +1,10 @@
 //! Whole nodes on loopback swap blobs.
 
-use crate::rig::{MIB, config, content, name, piece_of, read, soon, start, until};
+use crate::rig::{MIB, config, content, name, piece_of, read, soon, start, start_with_budget, until};
 use bytes::Bytes;
-use shoal_meta::{Digest, PieceHash, Role};
+use shoal_meta::{Bitfield, Digest, PieceHash, Role};
 use shoal_peer::{Failure, JoinError, TorrentError, TorrentState};
+use shoal_store::PartialError;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_goes_from_node_to_node_and_a_third_gets_it_from_both() {
@@ -133,6 +134,28 @@ async fn a_restarted_leecher_keeps_what_it_had() {
     let torrent = leecher.join(&blob, &[&seeder]).await;
     soon(torrent.committed()).await.unwrap();
     assert_eq!(torrent.progress().borrow().received.total(), 768 * 1024);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_keeps_what_a_peer_lacks_and_lets_go_of_what_it_only_seeds() {
+    let seeder = start_with_budget(config(), 3 * MIB).await;
+    let (held, (digest, geometry)) = (content(2 * MIB, 1), name(&content(2 * MIB, 2)));
+    let blob = seeder.hold(&held).await;
+    let leecher = start(config()).await;
+    let partial = leecher.store.partial(blob.digest(), blob.geometry()).await.unwrap();
+    let torrent = leecher.node.join_lazily(partial).await.unwrap();
+    torrent.extend_hashes(0, blob.metainfo().hashes().to_vec()).await.unwrap();
+    leecher.node.add_peers(blob.digest(), vec![seeder.info()]);
+    drop(blob);
+    until(|| seeder.node.status().torrents == 1).await;
+    let refused = seeder.node.partial(digest, geometry).await;
+    assert!(matches!(refused, Err(PartialError::NoSpace { .. })), "{refused:?}");
+    torrent.want(&Bitfield::full(&torrent.geometry()));
+    assert_eq!(read(&soon(torrent.committed()).await.unwrap()).await, held);
+    // It hears a little later that the last piece has come.
+    let begun = async { while seeder.node.partial(digest, geometry).await.is_err() {} };
+    soon(begun).await;
+    assert!(!seeder.store.contains(&torrent.digest()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,11 +49,15 @@ pub(crate) fn config() -> Config {
 }
 
 pub(crate) async fn start(config: Config) -> Rig {
-    start_on(config, tempfile::tempdir().unwrap()).await
+    start_with_budget(config, 1 << 30).await
 }
 
-async fn start_on(config: Config, root: TempDir) -> Rig {
-    let budget = Budget { bytes_max: Some(1 << 30), free_floor_bytes: 0 };
+pub(crate) async fn start_with_budget(config: Config, bytes_max: u64) -> Rig {
+    start_on(config, bytes_max, tempfile::tempdir().unwrap()).await
+}
+
+async fn start_on(config: Config, bytes_max: u64, root: TempDir) -> Rig {
+    let budget = Budget { bytes_max: Some(bytes_max), free_floor_bytes: 0 };
     let store = Store::open(shoal_store::Config { root: root.path().join("store"), budget }).await.unwrap();
     let shutdown = CancellationToken::new();
     let node = Node::start(config, store.clone(), shutdown.clone()).await.unwrap();
@@ -88,7 +92,7 @@ impl Rig {
             data.read_exact_at(&mut byte, at).unwrap();
             data.write_all_at(&[byte[0] ^ 1], at).unwrap();
         }
-        start_on(config, root).await
+        start_on(config, 1 << 30, root).await
     }
 
     /// Takes the files of unfinished blobs away, as a disk that fails may.

@@ -37,13 +37,25 @@ impl Swarm {
         self.torrents.values().any(active)
     }
 
+    /// The room of what nobody needs is wanted now: [`Event::TorrentIdle`] tells of every torrent that is whole here and that no
+    /// connected peer lacks a piece of. Whoever wants one later opens it again.
+    pub fn release_idle(&mut self, now: Time) {
+        self.now = now;
+        for (&key, torrent) in self.torrents.iter_mut() {
+            if torrent.idle_since.is_some() && !torrent.is_leech() {
+                torrent.idle_since = Some(now);
+                self.events.push_back(Event::TorrentIdle(key));
+            }
+        }
+    }
+
     fn keep_house(&mut self) {
         self.dial_all();
         let (now, timeout) = (self.now, self.config.idle_timeout);
         for (&key, torrent) in self.torrents.iter_mut() {
             let idle = torrent.idle_since.is_some_and(|since| now.since(since) >= timeout);
             if idle && !torrent.is_leech() && torrent.super_seed.is_none() {
-                torrent.idle_since = None;
+                torrent.idle_since = Some(now);
                 self.events.push_back(Event::TorrentIdle(key));
             }
         }

@@ -10,6 +10,9 @@ use crate::dense::ConnIndex;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
+/// A peer of which no block has left for this long, while others wait, is passed by: five times what a block takes when ten peers
+/// share 50 Mbit/s. The driver closes the connection when it has taken nothing for far longer.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// Blocks one peer may have waiting here.
 pub(super) const QUEUE_MAX: usize = 8192;
 /// The driver has twice what a connection sends in this time. With more, less can still be cancelled; with less, each block
@@ -80,7 +83,7 @@ impl Swarm {
         let state = &self.conns[conn];
         View {
             conn,
-            interested: state.up.interested,
+            interested: state.up.interested && !state.up.is_stuck,
             far: self.far.contains(conn),
             slots: state.up.slots,
             rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
@@ -127,8 +130,19 @@ impl Swarm {
         }
     }
 
-    /// Takes back grants that their peers leave unused.
+    /// Takes back grants that their peers leave unused, and frees the slots of those who do not take what they asked for.
     pub(super) fn check_grants(&mut self) {
+        let stuck = |conn: &ConnIndex| {
+            let up = &self.conns[*conn].up;
+            up.queued_bytes > 0 && !up.is_stuck && self.now.since(up.moved_at) >= STUCK_AFTER
+        };
+        for conn in self.serving.iter().filter(stuck).collect::<Vec<_>>() {
+            if let Some(state) = self.conns.get_mut(conn) {
+                state.up.is_stuck = true;
+            }
+            self.dirty.slots = true;
+            self.note_serving(conn);
+        }
         let timeout = self.config.grant_timeout;
         let idle = |conn: &ConnIndex| {
             let up = &self.conns[*conn].up;
@@ -156,6 +170,9 @@ impl Swarm {
             Some((key, blocks)) if room => {
                 state.up.granted -= 1;
                 state.up.granted_at = Some(self.now);
+                if state.up.queued_bytes == 0 {
+                    state.up.moved_at = self.now;
+                }
                 if let Some(offered_at) = state.up.offered_at.take() {
                     self.answer.add(self.now.since(offered_at));
                 }
@@ -231,6 +248,7 @@ impl Swarm {
     fn dropped(&mut self, conn: ConnIndex, key: TorrentKey, blocks: &[BlockRef]) {
         let Some(state) = self.conns.get_mut(conn) else { return };
         state.up.queued_bytes -= blocks.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        state.up.is_stuck &= state.up.queued_bytes > 0;
         self.note_serving(conn);
         self.dirty.slots = true;
         for blocks in blocks.chunks(LIST_LENGTH_MAX) {
@@ -260,6 +278,7 @@ impl Swarm {
         state.up.sending = state.up.sending.saturating_sub(1);
         state.up.queued_bytes = state.up.queued_bytes.saturating_sub(u64::from(block.length));
         state.up.rate.add(now, u64::from(block.length));
+        (state.up.moved_at, state.up.is_stuck) = (now, false);
         self.rate_out.add(now, u64::from(block.length));
         self.dirty.sending.insert(conn);
         self.dirty.slots = true;

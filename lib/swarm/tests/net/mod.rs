@@ -35,6 +35,8 @@ pub(crate) struct Net {
     pub(crate) silent: BTreeSet<Node>,
     /// Nodes that went without a word: nothing comes from them, and their connections stay.
     pub(crate) vanished: BTreeSet<Node>,
+    /// Nodes that take no block, and what waits for them: who sends it, by which connection, and what.
+    pub(crate) deaf: BTreeMap<Node, Vec<(Node, ConnId, TorrentKey, shoal_meta::BlockRef)>>,
     pub(crate) duplicates: usize,
     /// What nodes say is the origin's seal; [`SEAL`] is.
     pub(crate) seals: BTreeMap<Node, Vec<u8>>,
@@ -81,6 +83,7 @@ impl Net {
             bad: BTreeSet::new(),
             silent: BTreeSet::new(),
             vanished: BTreeSet::new(),
+            deaf: BTreeMap::new(),
             duplicates: 0,
             seals: BTreeMap::new(),
             verified: BTreeMap::new(),
@@ -158,6 +161,13 @@ impl Net {
             self.links.remove(&(b, at_b));
             self.nodes[a].handle_disconnected(self.now, at_a);
             self.nodes[b].handle_disconnected(self.now, at_b);
+        }
+    }
+
+    /// A deaf node takes what waits for it.
+    pub(crate) fn hear(&mut self, node: Node) {
+        for (from, conn, torrent, block) in self.deaf.remove(&node).unwrap_or_default() {
+            self.send_block(from, conn, torrent, block);
         }
     }
 
@@ -259,6 +269,9 @@ impl Net {
     }
 
     fn send_block(&mut self, node: Node, conn: ConnId, torrent: TorrentKey, block: shoal_meta::BlockRef) {
+        if let Some(waiting) = self.links.get(&(node, conn)).and_then(|(to, _)| self.deaf.get_mut(to)) {
+            return waiting.push((node, conn, torrent, block));
+        }
         let start = self.busy.get(&node).copied().unwrap_or_default().max(self.now);
         let end = start + Duration::from_secs_f64(f64::from(block.length) / self.rate);
         self.busy.insert(node, end);
