@@ -233,7 +233,10 @@ async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -
     let mut scratch = Vec::new();
     loop {
         let mut header = [0; HEADER_LENGTH];
-        read.read_exact(&mut header).await?;
+        // A peer may be silent between frames, and not within one.
+        let (first, rest) = header.split_at_mut(1);
+        read.read_exact(first).await?;
+        fill(read, rest).await?;
         let input = match wire::decode_header(header)? {
             Header::Control { length } => {
                 net.download.charge(HEADER_LENGTH + length as usize);
@@ -263,14 +266,10 @@ async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -
     }
 }
 
-/// Reads exactly as much as fits; fails when the peer sends nothing for [`STALL_TIMEOUT`].
-async fn fill(read: &mut (impl AsyncRead + Unpin), mut into: &mut [u8]) -> Result<(), ConnError> {
-    while !into.is_empty() {
-        match timeout(STALL_TIMEOUT, read.read(into)).await.map_err(|_elapsed| ConnError::Stalled)?? {
-            0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            got => into = &mut into[got..],
-        }
-    }
+/// Reads exactly as much as fits; fails when that takes longer than [`STALL_TIMEOUT`]: whoever sends a byte at a time has a block's
+/// room for no longer, and is no use at less than 9 KB/s.
+async fn fill(read: &mut (impl AsyncRead + Unpin), into: &mut [u8]) -> Result<(), ConnError> {
+    timeout(STALL_TIMEOUT, read.read_exact(into)).await.map_err(|_elapsed| ConnError::Stalled)??;
     Ok(())
 }
 

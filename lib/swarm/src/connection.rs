@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     /// Torrents the peer opened, by its alias.
     pub(crate) remotes: SortedMap<Alias, Remote>,
     pub(crate) remote_bytes: usize,
+    /// Words of a torrent the peer opened that told nothing new, by its alias.
+    pub(crate) idle_words: BTreeMap<Alias, usize>,
     /// Torrents we opened here.
     pub(crate) opened: BTreeSet<TorrentKey>,
     pub(crate) down: Down,
@@ -117,6 +119,7 @@ impl Connection {
             shared: SortedSet::default(),
             remotes: SortedMap::default(),
             remote_bytes: 0,
+            idle_words: BTreeMap::new(),
             opened: BTreeSet::new(),
             down: Down::default(),
             up: Up::default(),

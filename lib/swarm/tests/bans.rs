@@ -3,8 +3,9 @@
 mod net;
 
 use net::{Net, peer};
-use shoal_meta::{PeerId, PeerInfo, Role};
-use shoal_swarm::{ConnId, DisconnectReason, Event};
+use shoal_meta::{Bitfield, PeerId, PeerInfo, Role};
+use shoal_swarm::wire::{Alias, Message, Opened, PEERS_LENGTH_MAX, PeerExchange};
+use shoal_swarm::{ConnId, DisconnectReason, Event, Violation};
 
 #[test]
 fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
@@ -22,6 +23,27 @@ fn a_peer_that_sends_a_bad_piece_is_cut_off_and_the_piece_comes_from_another() {
     assert_eq!(net.disconnects[1], (2, 1, DisconnectReason::Banned));
     net.connect(2, 0);
     net.run_until("complete", 5, |net| net.is_complete(2));
+}
+
+#[test]
+fn who_says_the_same_for_ever_or_names_peers_that_nobody_asked_for_is_cut_off() {
+    let digest = Net::new(1, 4).digest;
+    let names = PeerExchange { digest, peers: vec![peer(7, Role::Agent); PEERS_LENGTH_MAX], query: None };
+    let has_one = Message::Have { alias: Alias(7), pieces: vec![0].into() };
+    for (word, heard) in [(has_one, 1025), (Message::HaveAll { alias: Alias(7) }, 1025), (names.into(), 15)] {
+        let mut net = Net::new(2, 4);
+        net.leech(0);
+        let (at_liar, _) = net.connect(1, 0);
+        let have = Bitfield::empty(&net.geometry);
+        net.forge(1, at_liar, Opened { alias: Alias(7), digest, geometry: net.geometry, have }.into());
+        (0..heard).for_each(|_| net.forge(1, at_liar, word.clone()));
+        net.run_for(1);
+        assert_eq!(net.disconnects, [], "{word:?}");
+        net.forge(1, at_liar, word.clone());
+        net.run_for(1);
+        let reason = DisconnectReason::Violation(Violation::LimitExceeded("words that tell nothing new"));
+        assert_eq!(net.disconnects, [(0, 1, reason)], "{word:?}");
+    }
 }
 
 #[test]

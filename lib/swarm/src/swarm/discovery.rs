@@ -7,10 +7,11 @@ use rand::{Rng as _, RngExt as _};
 use shoal_meta::{Digest, PeerId, PeerInfo, Role};
 
 use super::Swarm;
+use crate::connection::Remote;
 use crate::dense::ConnIndex;
 use crate::torrent::{CANDIDATES_MAX, Member};
-use crate::wire::{FindPeers, PEERS_LENGTH_MAX, PeerExchange};
-use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Who};
+use crate::wire::{Alias, FindPeers, PEERS_LENGTH_MAX, PeerExchange};
+use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation, Who};
 
 /// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
 const DIALS_MIN: usize = 16;
@@ -239,15 +240,29 @@ impl Swarm {
 
     /// A peer told us of others: candidates, and maybe the answer to a search that another asked us. It goes back the way
     /// the search came: passed on to all who search for the blob, two who search for the same would never stop.
-    pub(super) fn exchanged(&mut self, conn: ConnIndex, exchange: PeerExchange) {
+    pub(super) fn exchanged(&mut self, conn: ConnIndex, exchange: PeerExchange) -> Result<(), Violation> {
         let PeerExchange { digest, peers, query } = &exchange;
         if let Some(&key) = self.by_digest.get(digest) {
             self.hear_of(key, peers);
+        }
+        if let (None, Some(alias)) = (query, self.alias_of(conn, digest)) {
+            self.idle_words(conn, alias, 1 + peers.len())?;
         }
         let asker = query.and_then(|query| self.asker(query, digest)).filter(|asker| *asker != conn);
         if let Some(asker) = asker {
             self.send(asker, exchange.into());
         }
+        Ok(())
+    }
+
+    /// A peer's alias of a torrent that it has opened.
+    fn alias_of(&self, conn: ConnIndex, digest: &Digest) -> Option<Alias> {
+        let key = self.by_digest.get(digest);
+        let is_of = |remote: &Remote| match remote {
+            Remote::Attached(attached) => Some(attached) == key,
+            Remote::Waiting(waiting) => waiting.digest == *digest,
+        };
+        self.conns.get(conn)?.remotes.iter().find(|(_, remote)| is_of(remote)).map(|(alias, _)| *alias)
     }
 
     /// Who asked us a search that still matters.

@@ -11,6 +11,10 @@ use crate::torrent::Member;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Opened};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation, Who};
 
+/// Words of one torrent that tell nothing new, after which a peer is a flood. When a torrent is opened what was had may be told again:
+/// 256 lists of a million pieces. Nobody asks for the names of peers, which count one by one: 17 words come so when a torrent is opened.
+const IDLE_WORDS_MAX: usize = 1024;
+
 impl Swarm {
     /// A connection is up and both Hellos are exchanged; `at` is the address it is with, whatever the peer says. The swarm may answer with `Event::Disconnect` at once: one
     /// connection per pair of peers, a bounded number in all, none to the banned.
@@ -113,10 +117,7 @@ impl Swarm {
             Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),
             Message::Reject { alias, blocks } => self.rejected(conn, alias, &blocks),
             Message::Cancel { alias, blocks } => self.cancelled(conn, alias, &blocks),
-            Message::PeerExchange(exchange) => {
-                self.exchanged(conn, *exchange);
-                Ok(())
-            }
+            Message::PeerExchange(exchange) => self.exchanged(conn, *exchange),
             Message::FindMetainfo { alias } => self.metainfo_asked(conn, alias),
             Message::MetainfoPart(part) => self.metainfo_part(conn, *part),
             Message::FindPeers(find) => {
@@ -201,48 +202,66 @@ impl Swarm {
             Remote::Waiting(waiting) => state.remote_bytes -= bitfield_bytes(&waiting.geometry),
             Remote::Attached(_) => {}
         }
+        state.idle_words.remove(&alias);
         Ok(())
+    }
+
+    /// A peer said of a torrent what tells nothing new, or what nobody asked for.
+    pub(super) fn idle_words(&mut self, conn: ConnIndex, alias: Alias, words: usize) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
+        let said = state.idle_words.entry(alias).or_default();
+        *said += words;
+        if *said > IDLE_WORDS_MAX { Err(Violation::LimitExceeded("words that tell nothing new")) } else { Ok(()) }
     }
 
     fn remote_has(&mut self, conn: ConnIndex, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
         let key = match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
             Remote::Waiting(waiting) => {
+                let mut is_new = false;
                 for &piece in pieces {
-                    waiting.have.insert(waiting.geometry.piece(piece).ok_or(Violation::OutOfRange)?);
+                    is_new |= waiting.have.insert(waiting.geometry.piece(piece).ok_or(Violation::OutOfRange)?);
                 }
-                return Ok(());
+                return if is_new { Ok(()) } else { self.idle_words(conn, alias, 1) };
             }
             Remote::Attached(key) => *key,
         };
         let geometry = self.torrents[&key].geometry;
+        let mut is_new = false;
         for &piece in pieces {
             let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
-            self.member_has(conn, key, piece);
+            is_new |= self.member_has(conn, key, piece);
         }
         self.had_pieces(conn, key);
-        Ok(())
+        if is_new { Ok(()) } else { self.idle_words(conn, alias, 1) }
     }
 
     fn remote_has_all(&mut self, conn: ConnIndex, alias: Alias) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
-            Remote::Waiting(waiting) => waiting.have = Bitfield::full(&waiting.geometry),
-            &mut Remote::Attached(key) => {
-                self.torrents[&key].geometry.pieces().for_each(|piece| self.member_has(conn, key, piece));
-                self.had_pieces(conn, key);
+        let is_new = match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
+            Remote::Waiting(waiting) => {
+                let is_new = !waiting.have.is_full();
+                waiting.have = Bitfield::full(&waiting.geometry);
+                is_new
             }
-        }
-        Ok(())
+            &mut Remote::Attached(key) => {
+                let pieces = self.torrents[&key].geometry.pieces();
+                let new = pieces.filter(|&piece| self.member_has(conn, key, piece)).count();
+                self.had_pieces(conn, key);
+                new > 0
+            }
+        };
+        if is_new { Ok(()) } else { self.idle_words(conn, alias, 1) }
     }
 
-    fn member_has(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) {
-        let Some(torrent) = self.torrents.get_mut(&key) else { return };
+    /// Tells whether that was new.
+    fn member_has(&mut self, conn: ConnIndex, key: TorrentKey, piece: PieceIndex) -> bool {
+        let Some(torrent) = self.torrents.get_mut(&key) else { return false };
         let across = torrent.across(piece);
-        let Some(member) = torrent.members.get_mut(conn) else { return };
+        let Some(member) = torrent.members.get_mut(conn) else { return false };
         let leecher = member.is_leecher();
         if !member.have.insert(piece) {
-            return;
+            return false;
         }
         let far = member.far;
         torrent.availability.add(piece);
@@ -273,6 +292,7 @@ impl Swarm {
         if !far {
             self.near_has(key, piece, across);
         }
+        true
     }
 
     /// What follows from pieces that a member got.
