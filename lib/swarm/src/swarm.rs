@@ -567,7 +567,7 @@ impl Swarm {
     }
 
     /// The alias under which a peer opened a digest that is not open here.
-    fn waiting_alias(&self, conn: ConnIndex, digest: &Digest) -> Option<crate::wire::Alias> {
+    pub(super) fn waiting_alias(&self, conn: ConnIndex, digest: &Digest) -> Option<crate::wire::Alias> {
         let remotes = &self.conns.get(conn)?.remotes;
         remotes
             .iter()

@@ -7,10 +7,9 @@ use rand::{Rng as _, RngExt as _};
 use shoal_meta::{Digest, PeerId, PeerInfo, Role};
 
 use super::Swarm;
-use crate::connection::Remote;
 use crate::dense::ConnIndex;
 use crate::torrent::{CANDIDATES_MAX, Member};
-use crate::wire::{Alias, FindPeers, PEERS_LENGTH_MAX, PeerExchange};
+use crate::wire::{FindPeers, PEERS_LENGTH_MAX, PeerExchange};
 use crate::{ConnId, DisconnectReason, Event, Time, TorrentKey, Violation, Who};
 
 /// Candidates that are all dialled: in a small swarm everyone is connected to everyone.
@@ -245,24 +244,16 @@ impl Swarm {
         if let Some(&key) = self.by_digest.get(digest) {
             self.hear_of(key, peers);
         }
-        if let (None, Some(alias)) = (query, self.alias_of(conn, digest)) {
-            self.idle_words(conn, alias, 1 + peers.len())?;
+        if query.is_none() {
+            let member = self.by_digest.get(digest).and_then(|key| self.torrents[key].members.get(conn));
+            let alias = member.map(|member| member.alias).or_else(|| self.waiting_alias(conn, digest));
+            alias.map_or(Ok(()), |alias| self.idle_words(conn, alias, 1 + peers.len()))?;
         }
         let asker = query.and_then(|query| self.asker(query, digest)).filter(|asker| *asker != conn);
         if let Some(asker) = asker {
             self.send(asker, exchange.into());
         }
         Ok(())
-    }
-
-    /// A peer's alias of a torrent that it has opened.
-    fn alias_of(&self, conn: ConnIndex, digest: &Digest) -> Option<Alias> {
-        let key = self.by_digest.get(digest);
-        let is_of = |remote: &Remote| match remote {
-            Remote::Attached(attached) => Some(attached) == key,
-            Remote::Waiting(waiting) => waiting.digest == *digest,
-        };
-        self.conns.get(conn)?.remotes.iter().find(|(_, remote)| is_of(remote)).map(|(alias, _)| *alias)
     }
 
     /// Who asked us a search that still matters.

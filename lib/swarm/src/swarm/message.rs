@@ -216,23 +216,22 @@ impl Swarm {
 
     fn remote_has(&mut self, conn: ConnIndex, alias: Alias, pieces: &[u32]) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        let key = match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
+        let mut is_new = false;
+        match state.remotes.get_mut(&alias).ok_or(Violation::UnknownAlias)? {
             Remote::Waiting(waiting) => {
-                let mut is_new = false;
                 for &piece in pieces {
                     is_new |= waiting.have.insert(waiting.geometry.piece(piece).ok_or(Violation::OutOfRange)?);
                 }
-                return if is_new { Ok(()) } else { self.idle_words(conn, alias, 1) };
             }
-            Remote::Attached(key) => *key,
-        };
-        let geometry = self.torrents[&key].geometry;
-        let mut is_new = false;
-        for &piece in pieces {
-            let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
-            is_new |= self.member_has(conn, key, piece);
+            &mut Remote::Attached(key) => {
+                let geometry = self.torrents[&key].geometry;
+                for &piece in pieces {
+                    let piece = geometry.piece(piece).ok_or(Violation::OutOfRange)?;
+                    is_new |= self.member_has(conn, key, piece);
+                }
+                self.had_pieces(conn, key);
+            }
         }
-        self.had_pieces(conn, key);
         if is_new { Ok(()) } else { self.idle_words(conn, alias, 1) }
     }
 

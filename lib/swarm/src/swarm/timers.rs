@@ -41,9 +41,15 @@ impl Swarm {
     /// connected peer lacks a piece of. Whoever wants one later opens it again.
     pub fn release_idle(&mut self, now: Time) {
         self.now = now;
+        self.offer_idle(|_, _| true);
+    }
+
+    /// Tells of those torrents that are whole here and without a leecher that are due, by how long they have been idle.
+    fn offer_idle(&mut self, is_due: impl Fn(&Torrent, Duration) -> bool) {
         for (&key, torrent) in self.torrents.iter_mut() {
-            if torrent.idle_since.is_some() && !torrent.is_leech() {
-                torrent.idle_since = Some(now);
+            let idle = torrent.idle_since.is_some_and(|since| is_due(torrent, self.now.since(since)));
+            if idle && !torrent.is_leech() {
+                torrent.idle_since = Some(self.now);
                 self.events.push_back(Event::TorrentIdle(key));
             }
         }
@@ -51,14 +57,8 @@ impl Swarm {
 
     fn keep_house(&mut self) {
         self.dial_all();
-        let (now, timeout) = (self.now, self.config.idle_timeout);
-        for (&key, torrent) in self.torrents.iter_mut() {
-            let idle = torrent.idle_since.is_some_and(|since| now.since(since) >= timeout);
-            if idle && !torrent.is_leech() && torrent.super_seed.is_none() {
-                torrent.idle_since = Some(now);
-                self.events.push_back(Event::TorrentIdle(key));
-            }
-        }
+        let timeout = self.config.idle_timeout;
+        self.offer_idle(|torrent, idle| idle >= timeout && torrent.super_seed.is_none());
         self.search_for_lonely();
         self.hurry_metainfo();
         self.unstick();
