@@ -4,7 +4,7 @@ mod net;
 
 use net::{Net, peer};
 use shoal_meta::{Bitfield, PeerId, PeerInfo, Role};
-use shoal_swarm::wire::{Alias, Message, Opened, PEERS_LENGTH_MAX, PeerExchange};
+use shoal_swarm::wire::{Alias, Message, PEERS_LENGTH_MAX, PeerExchange};
 use shoal_swarm::{ConnId, DisconnectReason, Event, Violation};
 
 #[test]
@@ -34,8 +34,7 @@ fn who_says_the_same_for_ever_or_names_peers_that_nobody_asked_for_is_cut_off() 
         let mut net = Net::new(2, 4);
         net.leech(0);
         let (at_liar, _) = net.connect(1, 0);
-        let have = Bitfield::empty(&net.geometry);
-        net.forge(1, at_liar, Opened { alias: Alias(7), digest, geometry: net.geometry, have }.into());
+        net.forge_open(1, at_liar, Alias(7), Bitfield::empty(&net.geometry));
         (0..heard).for_each(|_| net.forge(1, at_liar, word.clone()));
         net.run_for(1);
         assert_eq!(net.disconnects, [], "{word:?}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use net::Net;
 use shoal_meta::Bitfield;
-use shoal_swarm::wire::{Message, Opened, WireBlock};
+use shoal_swarm::wire::{Alias, Message, WireBlock};
 use shoal_swarm::{ChokePolicy, Config, Frame};
 
 #[test]
@@ -42,9 +42,8 @@ fn requests_beyond_the_allowance_are_rejected() {
     let mut net = Net::new(2, 4);
     net.seed(0);
     let (at_leecher, _) = net.connect(1, 0);
-    let (digest, geometry) = (net.digest, net.geometry);
-    let alias = shoal_swarm::wire::Alias(7);
-    net.forge(1, at_leecher, Opened { alias, digest, geometry, have: Bitfield::empty(&geometry) }.into());
+    let alias = Alias(7);
+    net.forge_open(1, at_leecher, alias, Bitfield::empty(&net.geometry));
     let blocks = vec![WireBlock { piece: 1, offset: 0, length: 262_144 }];
     net.forge(1, at_leecher, Message::Request { alias, blocks: blocks.clone() });
     net.run_for(1);

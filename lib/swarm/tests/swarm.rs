@@ -140,13 +140,11 @@ fn a_zone_whose_leader_is_lost_goes_on() {
 fn a_zone_whose_peer_says_it_has_everything_and_gives_nothing_fetches_across() {
     let mut net = Net::zones(1, 3, 12);
     net.seed(0);
-    let (digest, geometry) = (net.digest, net.geometry);
     for node in [2, 3] {
         net.leech(node);
         net.connect(node, 0);
         let (miser, _) = net.connect(1, node);
-        let open = Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) };
-        net.forge(1, miser, open.into());
+        net.forge_open(1, miser, Alias(7), Bitfield::full(&net.geometry));
     }
     net.run_until("both complete", 20, |net| [2, 3].iter().all(|&node| net.is_complete(node)));
 }
@@ -343,9 +341,9 @@ fn a_peer_that_grants_and_refuses_again_and_again_is_given_up() {
     let mut net = Net::new(2, 1);
     net.leech(1);
     let (liar, _) = net.connect(0, 1);
-    let (digest, geometry) = (net.digest, net.geometry);
+    let geometry = net.geometry;
     let blocks: Vec<WireBlock> = geometry.pieces().flat_map(|piece| geometry.blocks(piece)).map(Into::into).collect();
-    net.forge(0, liar, Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into());
+    net.forge_open(0, liar, Alias(7), Bitfield::full(&geometry));
     let count = |net: &Net, what: fn(&Message) -> bool| {
         let said =
             net.sent.iter().filter(|(from, _, frame)| *from == 1 && matches!(frame, Frame::Control(m) if what(m)));
@@ -591,8 +589,7 @@ fn two_seeders_do_not_open_a_torrent_to_each_other_for_ever() {
     net.seed(1);
     let (conn, _) = net.connect(0, 1);
     net.run_for(1);
-    let (digest, geometry) = (net.digest, net.geometry);
-    net.forge(0, conn, Opened { alias: Alias(7), digest, geometry, have: Bitfield::full(&geometry) }.into());
+    net.forge_open(0, conn, Alias(7), Bitfield::full(&net.geometry));
     net.run_for(1);
     assert!(net.sent.len() < 10, "{}", net.transcript());
 }

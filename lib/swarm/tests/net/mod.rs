@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use shoal_meta::{Bitfield, Digest, Geometry, PeerId, PeerInfo, PieceHash, PieceIndex, Role, Topology};
-use shoal_swarm::wire::{BlockHeader, Message, WireBlock};
+use shoal_swarm::wire::{Alias, BlockHeader, Message, Opened, WireBlock};
 use shoal_swarm::{BlockOutcome, Config, ConnId, DisconnectReason, Event, Frame, OpenTorrent, Swarm, Time, TorrentKey};
 
 pub(crate) type Node = usize;
@@ -174,6 +174,12 @@ impl Net {
     /// Puts a message on the wire as if a node had sent it.
     pub(crate) fn forge(&mut self, from: Node, conn: ConnId, message: Message) {
         self.deliver(from, conn, Frame::Control(message), self.latency);
+    }
+
+    /// Opens the torrent on the wire as if a node had, with these pieces.
+    pub(crate) fn forge_open(&mut self, from: Node, conn: ConnId, alias: Alias, have: Bitfield) {
+        let (digest, geometry) = (self.digest, self.geometry);
+        self.forge(from, conn, Opened { alias, digest, geometry, have }.into());
     }
 
     pub(crate) fn view(&self, node: Node) -> shoal_swarm::TorrentView {
