@@ -9,21 +9,16 @@ const REVEALED_MAX: u32 = 1;
 /// The same when there are few.
 const REVEALED_MAX_FEW: u32 = 16;
 
-/// Pieces on show below which one may be shown a second time.
-const AGAIN_BELOW: u32 = 8;
-
 /// What has been shown. Left when every piece is at some other peer.
 #[derive(Debug)]
 pub(crate) struct SuperSeed {
     /// For each piece, to how many peers it is shown that have not got it yet.
     shown: Vec<u16>,
-    /// The sum of `shown`.
-    outstanding: u32,
 }
 
 impl SuperSeed {
     pub(crate) fn new(geometry: &Geometry) -> Self {
-        Self { shown: vec![0; geometry.piece_count() as usize], outstanding: 0 }
+        Self { shown: vec![0; geometry.piece_count() as usize] }
     }
 
     /// So many peers are few: they need more on show to keep the path full.
@@ -35,8 +30,7 @@ impl SuperSeed {
     }
 
     /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only
-    /// when that may be, and when few are on show (those left may be shown to slow peers): a second copy that leaves
-    /// before the first of another puts that one off.
+    /// when that may be: a second copy that leaves before the first of another puts that one off.
     pub(crate) fn choose(
         &self,
         have: &Bitfield,
@@ -50,7 +44,7 @@ impl SuperSeed {
             .iter()
             .filter(|&piece| !peer.contains(piece) && !revealed.contains(piece))
             .min_by_key(|&piece| copies(piece))?;
-        (copies(piece) == 0 || (repeat && self.outstanding < AGAIN_BELOW)).then_some(piece)
+        (copies(piece) == 0 || repeat).then_some(piece)
     }
 
     /// Tells whether we have a piece that nobody else has or has been shown.
@@ -60,13 +54,11 @@ impl SuperSeed {
 
     /// A piece is shown to a peer.
     pub(crate) fn show(&mut self, piece: PieceIndex) {
-        self.outstanding += 1;
         self.shown[piece.index()] = self.shown[piece.index()].saturating_add(1);
     }
 
     /// A peer that was shown a piece got it, or left.
     pub(crate) fn settle(&mut self, piece: PieceIndex) {
-        self.outstanding -= 1;
         self.shown[piece.index()] = self.shown[piece.index()].saturating_sub(1);
     }
 }

@@ -12,6 +12,8 @@ use crate::wire::{Message, Pieces};
 
 /// When no block has left, no piece has come and no peer has joined for this long, there is upload to spare.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// Pieces of a torrent on show below which one may be shown a second time: those left may be shown to slow peers.
+const AGAIN_BELOW: u32 = 8;
 
 impl Swarm {
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
@@ -27,19 +29,23 @@ impl Swarm {
             {
                 continue;
             }
-            let repeat = few || self.has_spare_copies();
+            let spare = few || self.has_spare_copies();
+            // Who was shown many while there were few counts as others do: what it has not come to waits for nobody else.
+            let mut on_show: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
                 continue;
             };
             let mut pieces = Pieces::new();
-            while member.unfetched < ahead
-                && let Some(piece) =
-                    seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability, repeat)
-            {
+            while member.unfetched < ahead {
+                let repeat = spare && on_show < AGAIN_BELOW;
+                let (have, revealed) = (&member.have, &member.revealed);
+                let piece = seed.choose(&torrent.have, have, revealed, &torrent.availability, repeat);
+                let Some(piece) = piece else { break };
                 seed.show(piece);
                 member.revealed.insert(piece);
                 member.unfetched += 1;
+                on_show += 1;
                 pieces.push(piece.get());
             }
             if !pieces.is_empty() {
