@@ -32,6 +32,7 @@ use crate::pace::Pace;
 use crate::rate::RateCap;
 use crate::send::{self, Ready, STALL_TIMEOUT};
 use crate::socket::Manners;
+use crate::window::Window;
 
 /// How long a peer has to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,13 +117,16 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
     };
     let conn = ConnId(net.next_conn.fetch_add(1, Relaxed));
     let outbox = Arc::new(Outbox::new(net.handle.shutdown.child_token()));
+    // Far peers' round trips are long, and a cap has bounded the window already.
+    let is_bounded = net.me.topology.is_far(&peer.topology) || net.download.socket_buffer().is_some();
+    let window = (!is_bounded).then(|| (Window::default(), write.socket.clone()));
     let connected = Connected { conn, remote, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
     if net.handle.send(Input::Connected(connected)).await.is_err() {
         return;
     }
     let writer = net.tasks.spawn(write_frames(net.clone(), conn, write, remote, outbox.clone()));
     tokio::select! {
-        end = read_frames(&net, conn, &mut read) => match end {
+        end = read_frames(&net, conn, &mut read, window) => match end {
             Ok(()) => {}
             Err(ConnError::Wire(error)) => {
                 debug!(%remote, %error, "a peer sent what is no frame");
@@ -227,8 +231,13 @@ async fn read_hello(read: &mut (impl AsyncRead + Unpin)) -> Result<(u32, PeerInf
     }
 }
 
-/// Reads frames until the connection fails or the peer breaks the protocol.
-async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -> Result<(), ConnError> {
+/// Reads frames until the connection fails or the peer breaks the protocol; keeps to the window, if there is one, of the socket.
+async fn read_frames(
+    net: &Net,
+    conn: ConnId,
+    read: &mut BufReader<Receiving>,
+    mut window: Option<(Window, Arc<TcpStream>)>,
+) -> Result<(), ConnError> {
     let places = Arc::new(Semaphore::new(BLOCKS_WAITING_MAX));
     let mut scratch = Vec::new();
     loop {
@@ -248,6 +257,7 @@ async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -
                 message.map(|message| Input::Message(conn, message))
             }
             Header::Block { length } => {
+                let began = Instant::now();
                 let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
                 let mut header = [0; BLOCK_HEADER_LENGTH];
                 fill(read, &mut header).await?;
@@ -256,6 +266,11 @@ async fn read_frames(net: &Net, conn: ConnId, read: &mut BufReader<Receiving>) -
                 for slice in payload.chunks_mut(net.download.slice()) {
                     net.download.take(slice.len()).await;
                     fill(read, slice).await?;
+                }
+                if let Some((window, socket)) = &mut window
+                    && let Some(ahead) = window.received(began, Instant::now(), length.into())
+                {
+                    SockRef::from(&**socket).set_recv_buffer_size(ahead as usize)?;
                 }
                 Some(Input::Block { conn, header, payload: payload.freeze(), _place: place })
             }

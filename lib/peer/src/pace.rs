@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 /// Unsent bytes leave in about this time.
 const UNSENT_TIME: Duration = Duration::from_millis(4);
-/// The fewest unsent bytes allowed, and what a connection begins with: a block. With less the swarm hears so late that a block
-/// has left that the uplink runs dry before the next is asked for.
-pub(crate) const UNSENT_BYTES_MIN: u32 = 256 * 1024;
+/// The fewest unsent bytes allowed, and what a connection begins with. With more, requests and grants wait for as long as ten
+/// connections take to send that over a slow link.
+pub(crate) const UNSENT_BYTES_MIN: u32 = 64 * 1024;
 const UNSENT_BYTES_MAX: u32 = 2 * 1024 * 1024;
 /// A connection that sent nothing for this long is measured anew.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_may_be_unsent_follows_the_rate() {
-        for (rate, unsent) in [(1_000_000, 256), (6_250_000, 256), (125_000_000, 512), (5_000_000_000, 2048)] {
+        for (rate, unsent) in [(1_000_000, 64), (6_250_000, 64), (125_000_000, 512), (5_000_000_000, 2048)] {
             let mut pace = Pace::new();
             assert_eq!(after(&mut pace, rate, 100), unsent * 1024, "{rate} bytes per second");
             assert_eq!(after(&mut pace, 1_000_000, 100), UNSENT_BYTES_MIN, "it slows down again");

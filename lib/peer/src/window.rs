@@ -1,0 +1,97 @@
+//! How many bytes the kernel may take ahead on a connection that receives: what arrives within some milliseconds at its rate.
+//!
+//! Used by a connection's reader. A node receives from a dozen peers at once, and sends to as many. On a slow link the windows
+//! that the kernel gives them fill every queue on the way until it drops, so that links are full and idle by turns, and what
+//! is small waits behind what is large. It knows no socket.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A connection may have under way what arrives in this time: longer than any round trip within a zone, so that a window
+/// that is too small grows.
+const AHEAD_TIME: Duration = Duration::from_millis(25);
+/// The least that may be under way. Twelve such windows fill 120 ms of a 50 Mbit/s link.
+const AHEAD_BYTES_MIN: u32 = 64 * 1024;
+const AHEAD_BYTES_MAX: u32 = 2 * 1024 * 1024;
+/// The rate is measured over this many bytes.
+const MEASURED_BYTES: u64 = 256 * 1024;
+/// A connection that received nothing for this long is measured anew.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The window of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    /// `None`: the kernel decides, until the connection is found to be slow.
+    ahead_bytes: Option<u32>,
+    /// Where measuring began, when the last block ended, and the bytes received by then.
+    run: Option<(Instant, Instant, u64)>,
+}
+
+impl Window {
+    /// Counts a block that came in between two moments. Gives what the kernel may take ahead from now on, when that changes.
+    pub(crate) fn received(&mut self, began: Instant, ended: Instant, bytes: u64) -> Option<u32> {
+        let (since, total) = match self.run {
+            Some((since, last, total)) if began.duration_since(last) < PAUSE => (since, total + bytes),
+            Some(_) | None => (began, bytes),
+        };
+        if total < MEASURED_BYTES {
+            self.run = Some((since, ended, total));
+            return None;
+        }
+        self.run = None;
+        let wanted = u128::from(total) * AHEAD_TIME.as_nanos() / ended.duration_since(since).as_nanos().max(1);
+        let wanted = u32::try_from(wanted).unwrap_or(AHEAD_BYTES_MAX).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+        let wanted = (wanted / 4 * 3).next_power_of_two();
+        if self.ahead_bytes.is_none() && wanted > AHEAD_BYTES_MIN {
+            return None;
+        }
+        (self.ahead_bytes.replace(wanted) != Some(wanted)).then_some(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = 256 * 1024;
+
+    /// Receives blocks at a rate in bytes per second; gives what changed.
+    fn receive(window: &mut Window, rate: u64, blocks: u64) -> Vec<u32> {
+        let mut now = Instant::now();
+        let mut block = || {
+            let began = now;
+            now += Duration::from_nanos(BLOCK * 1_000_000_000 / rate);
+            window.received(began, now, BLOCK)
+        };
+        (0..blocks).filter_map(|_| block()).collect()
+    }
+
+    #[test]
+    fn a_fast_connection_is_the_kernels_affair() {
+        for rate in [6_250_000, 125_000_000, 3_000_000_000] {
+            assert_eq!(receive(&mut Window::default(), rate, 100), [0; 0], "{rate} bytes per second");
+        }
+    }
+
+    #[test]
+    fn a_slow_connection_gets_a_small_window_that_grows_with_its_rate() {
+        let mut window = Window::default();
+        assert_eq!(receive(&mut window, 500_000, 10), [AHEAD_BYTES_MIN]);
+        assert_eq!(receive(&mut window, 2_500_000, 10), [0; 0]);
+        assert_eq!(receive(&mut window, 10_000_000, 10), [4 * AHEAD_BYTES_MIN]);
+        assert_eq!(receive(&mut window, 3_000_000_000, 10), [AHEAD_BYTES_MAX]);
+        assert_eq!(receive(&mut window, 500_000, 10), [AHEAD_BYTES_MIN]);
+    }
+
+    #[test]
+    fn a_pause_is_not_taken_for_slowness() {
+        let mut window = Window::default();
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            let ended = now + Duration::from_millis(1);
+            assert_eq!(window.received(now, ended, BLOCK / 2), None);
+            now = ended + Duration::from_secs(1);
+        }
+    }
+}
