@@ -34,6 +34,8 @@ pub enum Named {
     Huge,
     /// What Kraken published.
     Kraken,
+    /// What `make bench` pulls on shaped links.
+    Lab,
 }
 
 /// What a name stands for unless told otherwise.
@@ -57,7 +59,7 @@ const LAYERS: [u64; 7] = [15, 30, 8, 25, 12, 7, 3];
 
 impl Named {
     /// Every scenario that has a name.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::FlashCrowd,
         Self::Staggered,
         Self::Layers,
@@ -70,6 +72,7 @@ impl Named {
         Self::FreeRiders,
         Self::Huge,
         Self::Kraken,
+        Self::Lab,
     ];
 
     /// Its name.
@@ -88,6 +91,7 @@ impl Named {
             Self::FreeRiders => "free-riders",
             Self::Huge => "huge",
             Self::Kraken => "kraken",
+            Self::Lab => "lab",
         }
     }
 
@@ -107,6 +111,7 @@ impl Named {
             Self::FreeRiders => "a fifth of the nodes take and never give",
             Self::Huge => "a flash crowd of ten thousand",
             Self::Kraken => "3 GB in two layers to 2,600 hosts at 300 MB/s, as Kraken published it",
+            Self::Lab => "four layers, three at a time, an upstream as fast as a node: as the shaped lab has it",
         }
     }
 
@@ -127,6 +132,8 @@ impl Named {
             Self::Zones => of(900, 512 << 20),
             Self::Huge => of(10_000, 1 << 30),
             Self::Kraken => Size { nodes: 2600, length: 3_000_000_000, rate: 300_000_000 },
+            // 50 Mbit/s less the headers of full segments.
+            Self::Lab => Size { nodes: 16, length: 128 << 20, rate: 5_977_000 },
         }
     }
 
@@ -169,6 +176,12 @@ impl Named {
                 crowd.split("takers", nodes / 5).gives = false;
             }
             Self::Kraken => crowd.blobs = vec![length.div_ceil(2), (length / 2).max(1)],
+            Self::Lab => {
+                let layer = (length / 4).max(1);
+                crowd.blobs = vec![length.saturating_sub(3 * layer).max(1), layer, layer, layer];
+                crowd.upstream_rate = crowd.upstream_rate.or(Some(rate));
+                crowd.sockets_buffer = true;
+            }
         }
     }
 }
