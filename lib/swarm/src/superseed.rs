@@ -6,7 +6,9 @@ use crate::availability::Availability;
 
 /// Pieces shown to one peer that it has not fetched yet, at most, when many peers are about.
 const REVEALED_MAX: u32 = 1;
-/// The same when there are few.
+/// The same when there are few: at first, growing by one with each that the peer fetched, and at most. Others may join at any
+/// moment, and what was shown cannot be taken back.
+const REVEALED_FIRST_FEW: u32 = 2;
 const REVEALED_MAX_FEW: u32 = 16;
 
 /// What has been shown. Left when every piece is at some other peer.
@@ -24,9 +26,9 @@ impl SuperSeed {
     /// So many peers are few: they need more on show to keep the path full.
     pub(crate) const FEW: usize = 2;
 
-    /// How many pieces a peer may see ahead of what it fetched.
-    pub(crate) fn ahead(few: bool) -> u32 {
-        if few { REVEALED_MAX_FEW } else { REVEALED_MAX }
+    /// How many pieces a peer that fetched so many may see ahead of them.
+    pub(crate) fn ahead(few: bool, fetched: u32) -> u32 {
+        if few { (REVEALED_FIRST_FEW + fetched).min(REVEALED_MAX_FEW) } else { REVEALED_MAX }
     }
 
     /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only

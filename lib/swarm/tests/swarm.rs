@@ -231,19 +231,19 @@ fn a_super_seeder_gives_a_lone_reader_a_piece_that_it_was_not_shown() {
     net.run_until("the piece it wants", 5, |net| net.view(1).have == 1);
 }
 
-/// They are shown many at a time while they are the only ones, and fetch none of them.
+/// They fetch fifteen pieces, are shown many at a time meanwhile, and fetch none of those.
 #[test]
 fn what_the_first_two_were_shown_is_shown_to_those_who_come_later() {
     let mut net = Net::new(6, 40);
     let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::full(&net.geometry)) };
     net.nodes[0].open(net.now, torrent).unwrap();
     for early in [1, 2] {
-        let torrent = OpenTorrent { wanted: some(&net, &[]), ..net.torrent(Bitfield::empty(&net.geometry)) };
+        let wanted = some(&net, &(0..15).collect::<Vec<_>>());
+        let torrent = OpenTorrent { wanted, ..net.torrent(Bitfield::empty(&net.geometry)) };
         net.nodes[early].open(net.now, torrent).unwrap();
         net.connect(early, 0);
     }
-    let has = |frame: &Frame| matches!(frame, Frame::Control(Message::Have { .. }));
-    net.run_until("shown", 1, |net| net.sent.iter().filter(|(from, _, frame)| *from == 0 && has(frame)).count() == 2);
+    net.run_until("the fifteen", 2, |net| net.view(1).have + net.view(2).have == 15);
     for node in 3..6 {
         net.leech(node);
         [0, 3, 4].into_iter().filter(|other| *other < node).for_each(|other| {

@@ -24,9 +24,9 @@ impl Swarm {
         for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
             let few = torrent.members.len() <= SuperSeed::FEW;
-            let ahead = SuperSeed::ahead(few);
-            if torrent.super_seed.is_none() || torrent.members.get(conn).is_none_or(|member| member.unfetched >= ahead)
-            {
+            let Some(member) = torrent.members.get(conn).filter(|_| torrent.super_seed.is_some()) else { continue };
+            let ahead = SuperSeed::ahead(few, member.revealed.count() - member.unfetched);
+            if member.unfetched >= ahead {
                 continue;
             }
             let spare = few || self.has_spare_copies();
