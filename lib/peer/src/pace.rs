@@ -1,8 +1,10 @@
 //! How many unsent bytes the kernel may hold on a connection: what leaves within some milliseconds at the rate it has.
 //!
 //! Used by a connection's writer. What is unsent holds up control frames, and blocks that another connection could send
-//! sooner; but with too little a fast connection runs dry between two wakes of its writer. It knows no socket.
+//! sooner; but with too little a fast connection runs dry between two wakes of its writer. How fast a connection is, either way, a
+//! [`Run`] of its blocks tells. It knows no socket.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,9 +22,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Pace {
     unsent_bytes_max: u32,
-    /// Where measuring began, when the last block was handed over, and the bytes handed over by then. The kernel holds
-    /// `unsent_bytes_max` of them.
-    run: Option<(Instant, Instant, u64)>,
+    /// What was handed over since measuring began. The kernel holds `unsent_bytes_max` of it.
+    run: Option<Run>,
+}
+
+/// Blocks that moved one after the other, without a pause.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    began: Instant,
+    ended: Instant,
+    pub(crate) bytes: u64,
 }
 
 impl Pace {
@@ -39,21 +48,33 @@ impl Pace {
     /// Counts bytes that were handed to the kernel between two moments. Gives how many it may hold from now on, when that
     /// changes.
     pub(crate) fn sent(&mut self, began: Instant, ended: Instant, bytes: u64) -> Option<u32> {
-        let (since, total) = match self.run {
-            Some((since, last, total)) if began.duration_since(last) < PAUSE => (since, total + bytes),
-            Some(_) | None => (began, bytes),
-        };
+        let run = Run::go_on(self.run, began, ended, bytes);
         let held = u64::from(self.unsent_bytes_max);
-        if total < 4 * held {
-            self.run = Some((since, ended, total));
+        if run.bytes < 4 * held {
+            self.run = Some(run);
             return None;
         }
-        let left = u128::from(total - held);
-        let wanted = left * UNSENT_TIME.as_nanos() / ended.duration_since(since).as_nanos().max(1);
-        let wanted = u32::try_from(wanted).unwrap_or(UNSENT_BYTES_MAX).clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
-        let wanted = (wanted / 4 * 3).next_power_of_two();
-        self.run = Some((ended, ended, wanted.into()));
+        let wanted = run.bytes_in(UNSENT_TIME, run.bytes - held, UNSENT_BYTES_MIN..=UNSENT_BYTES_MAX);
+        self.run = Some(Run { began: ended, ended, bytes: wanted.into() });
         (std::mem::replace(&mut self.unsent_bytes_max, wanted) != wanted).then_some(wanted)
+    }
+}
+
+impl Run {
+    /// A block moved between two moments: it belongs to the run before, or begins one after a pause.
+    pub(crate) fn go_on(before: Option<Self>, began: Instant, ended: Instant, bytes: u64) -> Self {
+        match before {
+            Some(run) if began.duration_since(run.ended) < PAUSE => Self { ended, bytes: run.bytes + bytes, ..run },
+            Some(_) | None => Self { began, ended, bytes },
+        }
+    }
+
+    /// The bytes that move in a time when so many moved during the run: a power of two, as the bounds are.
+    pub(crate) fn bytes_in(&self, time: Duration, moved: u64, bounds: RangeInclusive<u32>) -> u32 {
+        let took = self.ended.duration_since(self.began).as_nanos().max(1);
+        let bytes = u128::from(moved) * time.as_nanos() / took;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(*bounds.start(), *bounds.end());
+        (bytes / 4 * 3).next_power_of_two()
     }
 }
 

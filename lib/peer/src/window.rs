@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::pace::Run;
+
 /// A connection may have under way what arrives in this time: longer than any round trip within a zone, so that a window
 /// that is too small grows.
 const AHEAD_TIME: Duration = Duration::from_millis(25);
@@ -16,33 +18,25 @@ const AHEAD_BYTES_MIN: u32 = 64 * 1024;
 const AHEAD_BYTES_MAX: u32 = 2 * 1024 * 1024;
 /// The rate is measured over this many bytes.
 const MEASURED_BYTES: u64 = 256 * 1024;
-/// A connection that received nothing for this long is measured anew.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// The window of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     /// `None`: the kernel decides, until the connection is found to be slow.
     ahead_bytes: Option<u32>,
-    /// Where measuring began, when the last block ended, and the bytes received by then.
-    run: Option<(Instant, Instant, u64)>,
+    /// What was received since measuring began.
+    run: Option<Run>,
 }
 
 impl Window {
     /// Counts a block that came in between two moments. Gives what the kernel may take ahead from now on, when that changes.
     pub(crate) fn received(&mut self, began: Instant, ended: Instant, bytes: u64) -> Option<u32> {
-        let (since, total) = match self.run {
-            Some((since, last, total)) if began.duration_since(last) < PAUSE => (since, total + bytes),
-            Some(_) | None => (began, bytes),
-        };
-        if total < MEASURED_BYTES {
-            self.run = Some((since, ended, total));
+        let run = Run::go_on(self.run.take(), began, ended, bytes);
+        if run.bytes < MEASURED_BYTES {
+            self.run = Some(run);
             return None;
         }
-        self.run = None;
-        let wanted = u128::from(total) * AHEAD_TIME.as_nanos() / ended.duration_since(since).as_nanos().max(1);
-        let wanted = u32::try_from(wanted).unwrap_or(AHEAD_BYTES_MAX).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
-        let wanted = (wanted / 4 * 3).next_power_of_two();
+        let wanted = run.bytes_in(AHEAD_TIME, run.bytes, AHEAD_BYTES_MIN..=AHEAD_BYTES_MAX);
         if self.ahead_bytes.is_none() && wanted > AHEAD_BYTES_MIN {
             return None;
         }
