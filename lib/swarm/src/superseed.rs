@@ -70,6 +70,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_peer_sees_more_ahead_as_it_fetches_while_there_are_few() {
+        assert_eq!([0, 5, 100].map(|fetched| SuperSeed::ahead(true, fetched)), [2, 7, 16]);
+        assert_eq!(SuperSeed::ahead(false, 100), 1);
+    }
+
+    #[test]
     fn different_peers_are_shown_different_pieces() {
         let geometry = Geometry::new(4 << 18, 1 << 18).unwrap();
         let (have, none) = (Bitfield::full(&geometry), Bitfield::empty(&geometry));

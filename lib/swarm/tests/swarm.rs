@@ -39,9 +39,7 @@ fn a_lone_leecher_keeps_the_path_full() {
 #[test]
 fn leechers_swap_pieces_so_that_the_origin_sends_about_one_copy() {
     let mut net = Net::new(9, 200);
-    let full = Bitfield::full(&net.geometry);
-    let torrent = OpenTorrent { super_seed: true, ..net.torrent(full) };
-    net.nodes[0].open(net.now, torrent).unwrap();
+    net.super_seed(0, Bitfield::full(&net.geometry));
     (1..9).for_each(|node| {
         net.leech(node);
     });
@@ -55,8 +53,7 @@ fn leechers_swap_pieces_so_that_the_origin_sends_about_one_copy() {
 /// An origin that gets its pieces one by one, and leechers connected to it and to each other.
 fn growing(leechers: usize, pieces: u64) -> (Net, TorrentKey) {
     let mut net = Net::new(leechers + 1, pieces);
-    let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::empty(&net.geometry)) };
-    let key = net.nodes[0].open(net.now, torrent).expect("the first torrent opens");
+    let key = net.super_seed(0, Bitfield::empty(&net.geometry));
     (1..=leechers).for_each(|node| {
         net.leech(node);
     });
@@ -223,10 +220,8 @@ fn some(net: &Net, pieces: &[u32]) -> Bitfield {
 #[test]
 fn a_super_seeder_gives_a_lone_reader_a_piece_that_it_was_not_shown() {
     let mut net = Net::new(2, 40);
-    let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::full(&net.geometry)) };
-    net.nodes[0].open(net.now, torrent).unwrap();
-    let torrent = OpenTorrent { wanted: some(&net, &[30]), ..net.torrent(Bitfield::empty(&net.geometry)) };
-    net.nodes[1].open(net.now, torrent).unwrap();
+    net.super_seed(0, Bitfield::full(&net.geometry));
+    net.leech_some(1, some(&net, &[30]));
     net.connect(1, 0);
     net.run_until("the piece it wants", 5, |net| net.view(1).have == 1);
 }
@@ -235,15 +230,16 @@ fn a_super_seeder_gives_a_lone_reader_a_piece_that_it_was_not_shown() {
 #[test]
 fn what_the_first_two_were_shown_is_shown_to_those_who_come_later() {
     let mut net = Net::new(6, 40);
-    let torrent = OpenTorrent { super_seed: true, ..net.torrent(Bitfield::full(&net.geometry)) };
-    net.nodes[0].open(net.now, torrent).unwrap();
+    net.super_seed(0, Bitfield::full(&net.geometry));
     for early in [1, 2] {
-        let wanted = some(&net, &(0..15).collect::<Vec<_>>());
-        let torrent = OpenTorrent { wanted, ..net.torrent(Bitfield::empty(&net.geometry)) };
-        net.nodes[early].open(net.now, torrent).unwrap();
+        net.leech_some(early, some(&net, &(0..15).collect::<Vec<_>>()));
         net.connect(early, 0);
     }
-    net.run_until("the fifteen", 2, |net| net.view(1).have + net.view(2).have == 15);
+    let shown = |(from, _, frame): &(usize, usize, Frame)| match frame {
+        Frame::Control(Message::Have { pieces, .. }) if *from == 0 => pieces.len(),
+        Frame::Control(_) | Frame::Block { .. } => 0,
+    };
+    net.run_until("shown as many again", 2, |net| net.sent.iter().map(shown).sum::<usize>() >= 30);
     for node in 3..6 {
         net.leech(node);
         [0, 3, 4].into_iter().filter(|other| *other < node).for_each(|other| {

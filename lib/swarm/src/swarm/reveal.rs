@@ -29,23 +29,25 @@ impl Swarm {
             if member.unfetched >= ahead {
                 continue;
             }
-            let spare = few || self.has_spare_copies();
-            // Who was shown many while there were few counts as others do: what it has not come to waits for nobody else.
-            let mut on_show: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
+            let mut repeats = 0;
+            if few || self.has_spare_copies() {
+                // Who was shown many while there were few counts as others do: nobody waits until it has fetched them.
+                let on_show: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
+                repeats = AGAIN_BELOW.saturating_sub(on_show);
+            }
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
                 continue;
             };
             let mut pieces = Pieces::new();
-            while member.unfetched < ahead {
-                let repeat = spare && on_show < AGAIN_BELOW;
-                let (have, revealed) = (&member.have, &member.revealed);
-                let piece = seed.choose(&torrent.have, have, revealed, &torrent.availability, repeat);
-                let Some(piece) = piece else { break };
+            while member.unfetched < ahead
+                && let Some(piece) =
+                    seed.choose(&torrent.have, &member.have, &member.revealed, &torrent.availability, repeats > 0)
+            {
                 seed.show(piece);
                 member.revealed.insert(piece);
                 member.unfetched += 1;
-                on_show += 1;
+                repeats = repeats.saturating_sub(1);
                 pieces.push(piece.get());
             }
             if !pieces.is_empty() {

@@ -128,6 +128,18 @@ impl Net {
         self.nodes[node].open(self.now, torrent).unwrap()
     }
 
+    /// Has some pieces, and shows each to one peer at a time.
+    pub(crate) fn super_seed(&mut self, node: Node, have: Bitfield) -> TorrentKey {
+        let torrent = OpenTorrent { super_seed: true, ..self.torrent(have) };
+        self.nodes[node].open(self.now, torrent).unwrap()
+    }
+
+    /// Wants some pieces.
+    pub(crate) fn leech_some(&mut self, node: Node, wanted: Bitfield) -> TorrentKey {
+        let torrent = OpenTorrent { wanted, ..self.torrent(Bitfield::empty(&self.geometry)) };
+        self.nodes[node].open(self.now, torrent).unwrap()
+    }
+
     /// Wants a blob of which no hash is known.
     pub(crate) fn leech_blindly(&mut self, node: Node) -> TorrentKey {
         let torrent = OpenTorrent { known: 0, ..self.torrent(Bitfield::empty(&self.geometry)) };
