@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shoal_meta::Digest;
 use shoal_registry::{Access, UpstreamError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::{Blobs, Opened};
@@ -32,16 +32,25 @@ const WARM_FOR: Duration = Duration::from_secs(60);
 /// What is under way ahead of requests, and what came of it.
 #[derive(Debug)]
 pub(super) struct Ahead {
-    prefetches: Semaphore,
-    warmings: Semaphore,
-    state: Mutex<State>,
+    prefetches: Line,
+    warmings: Line,
+    warm: Mutex<Warm>,
+}
+
+/// Layers that are worked on a few at a time, in the order they came: tasks start in any order, and nodes that begin with
+/// different layers have less to give each other.
+#[derive(Debug)]
+struct Line {
+    at_a_time: Semaphore,
+    length_max: usize,
+    state: Mutex<LineState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    prefetching: HashSet<Digest>,
-    warming: HashSet<Digest>,
-    warm: Warm,
+struct LineState {
+    /// Waiting or worked on.
+    members: HashSet<Digest>,
+    waiting: VecDeque<(Access, Digest)>,
 }
 
 /// Metainfo at hand, oldest first. Used once: an origin is asked again if it was of no use.
@@ -50,11 +59,44 @@ struct Warm(VecDeque<(Digest, Instant, Feed)>);
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        let (prefetches, warmings) = (Semaphore::new(PREFETCHES_MAX), Semaphore::new(WARMINGS_MAX));
-        Self { prefetches, warmings, state: Mutex::default() }
+        let line =
+            |at_a_time, length_max| Line { at_a_time: Semaphore::new(at_a_time), length_max, state: Mutex::default() };
+        Self {
+            prefetches: line(PREFETCHES_MAX, PREFETCH_QUEUE_MAX),
+            warmings: line(WARMINGS_MAX, WARM_MAX),
+            warm: Mutex::default(),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn warm(&self) -> MutexGuard<'_, Warm> {
+        self.warm.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Line {
+    /// Puts a layer at the end. Tells whether it is now to wait for [`next`](Self::next): it was not there before, and there
+    /// is room.
+    fn join(&self, access: &Access, digest: Digest) -> bool {
+        let mut state = self.lock();
+        if state.members.len() >= self.length_max || !state.members.insert(digest) {
+            return false;
+        }
+        state.waiting.push_back((access.clone(), digest));
+        true
+    }
+
+    /// The first that waits, once fewer are worked on than may be. To be called once for each that joined.
+    async fn next(&self) -> Option<(SemaphorePermit<'_>, Access, Digest)> {
+        let permit = self.at_a_time.acquire().await.ok()?;
+        let (access, digest) = self.lock().waiting.pop_front()?;
+        Some((permit, access, digest))
+    }
+
+    fn leave(&self, digest: &Digest) {
+        self.lock().members.remove(digest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LineState> {
         self.state.lock().expect("nothing panics while it holds this lock")
     }
 }
@@ -94,32 +136,27 @@ impl Blobs {
             return;
         }
         for &digest in layers {
-            let known = self.find(&digest).is_some();
-            let mut state = self.ahead.lock();
-            let warm = state.warm.has(&digest, Instant::now());
-            if known || warm || state.warming.len() >= WARM_MAX || !state.warming.insert(digest) {
+            let known = self.find(&digest).is_some() || self.ahead.warm().has(&digest, Instant::now());
+            if known || !self.ahead.warmings.join(access, digest) {
                 continue;
             }
-            drop(state);
-            let (blobs, access) = (self.clone(), access.clone());
+            let blobs = self.clone();
             self.spawn(async move {
-                let feed = blobs.warmed(&access, &digest).await;
-                let mut state = blobs.ahead.lock();
-                state.warming.remove(&digest);
-                if let Some(feed) = feed {
-                    state.warm.put(digest, Instant::now(), feed);
+                let Some((_permit, access, digest)) = blobs.ahead.warmings.next().await else { return };
+                if let Some(feed) = blobs.warmed(&access, &digest).await {
+                    blobs.ahead.warm().put(digest, Instant::now(), feed);
                 }
+                blobs.ahead.warmings.leave(&digest);
             });
         }
     }
 
     /// How many layers are warm.
     pub(crate) fn warm_count(&self) -> usize {
-        self.ahead.lock().warm.count(Instant::now())
+        self.ahead.warm().count(Instant::now())
     }
 
     async fn warmed(&self, access: &Access, digest: &Digest) -> Option<Feed> {
-        let _permit = self.ahead.warmings.acquire().await.ok()?;
         let asked = async {
             let Some(feed) = self.origins.metainfo_held(access, digest).await? else { return Ok(None) };
             let feed = feed.gathered().await?;
@@ -147,11 +184,11 @@ impl Blobs {
         access: &Access,
         digest: &Digest,
     ) -> Result<Option<Opened>, UpstreamError> {
-        if !self.origins.is_up() || !self.ahead.lock().warm.has(digest, Instant::now()) {
+        if !self.origins.is_up() || !self.ahead.warm().has(digest, Instant::now()) {
             return Ok(None);
         }
         self.authorizer.check(access, digest).await?;
-        let feed = self.ahead.lock().warm.take(digest, Instant::now());
+        let feed = self.ahead.warm().take(digest, Instant::now());
         match feed {
             Some(feed) => Ok(Some(self.begin_fed(access, digest, feed).await)),
             None => Ok(None),
@@ -164,22 +201,19 @@ impl Blobs {
             return;
         }
         for digest in layers {
-            let known = self.find(&digest).is_some();
-            let mut state = self.ahead.lock();
-            if known || state.prefetching.len() >= PREFETCH_QUEUE_MAX || !state.prefetching.insert(digest) {
+            if self.find(&digest).is_some() || !self.ahead.prefetches.join(access, digest) {
                 continue;
             }
-            drop(state);
-            let (blobs, access) = (self.clone(), access.clone());
+            let blobs = self.clone();
             self.spawn(async move {
+                let Some((_permit, access, digest)) = blobs.ahead.prefetches.next().await else { return };
                 blobs.fetch_ahead(&access, &digest).await;
-                blobs.ahead.lock().prefetching.remove(&digest);
+                blobs.ahead.prefetches.leave(&digest);
             });
         }
     }
 
     async fn fetch_ahead(self: &Arc<Self>, access: &Access, digest: &Digest) {
-        let Ok(_permit) = self.ahead.prefetches.acquire().await else { return };
         if self.find(digest).is_some() {
             return;
         }
@@ -252,10 +286,33 @@ impl Blobs {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt as _;
+    use shoal_registry::Repository;
+
     use super::*;
 
     fn digest(n: usize) -> Digest {
         Digest::sha256_of(&n.to_le_bytes())
+    }
+
+    #[tokio::test]
+    async fn layers_are_worked_on_in_the_order_they_came_whatever_runs_first() {
+        let access = Access { repository: Repository::new("r.example", "app").unwrap(), authorization: None };
+        let line = Line { at_a_time: Semaphore::new(2), length_max: 3, state: Mutex::default() };
+        let joined = [0, 1, 1, 2, 3].map(|n| line.join(&access, digest(n)));
+        assert_eq!(joined, [true, true, false, true, false]);
+        let (mut first, mut second, mut third) = (pin!(line.next()), pin!(line.next()), pin!(line.next()));
+        let (_held, _, next) = third.as_mut().now_or_never().unwrap().unwrap();
+        assert_eq!(next, digest(0));
+        let (permit, _, next) = second.as_mut().now_or_never().unwrap().unwrap();
+        assert_eq!(next, digest(1));
+        assert!(first.as_mut().now_or_never().is_none());
+        drop(permit);
+        line.leave(&next);
+        assert!(line.join(&access, next));
+        assert!(first.await.unwrap().2 == digest(2));
     }
 
     #[tokio::test(start_paused = true)]

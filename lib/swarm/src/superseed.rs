@@ -4,12 +4,11 @@ use shoal_meta::{Bitfield, Geometry, PieceIndex};
 
 use crate::availability::Availability;
 
-/// Pieces shown to one peer that it has not fetched yet, at most, when many peers are about.
-const REVEALED_MAX: u32 = 1;
-/// The same when there are few: at first, growing by one with each that the peer fetched, and at most. Others may join at any
-/// moment, and what was shown cannot be taken back.
-const REVEALED_FIRST_FEW: u32 = 2;
-const REVEALED_MAX_FEW: u32 = 16;
+/// Pieces of a torrent on show and not fetched yet that keep the path full while peers verify, tell and ask.
+pub(crate) const ON_SHOW: u32 = 8;
+/// Pieces shown to one peer at first, growing by one with each that it fetched. Others may join at any moment, and what was
+/// shown cannot be taken back.
+const FIRST: u32 = 2;
 
 /// What has been shown. Left when every piece is at some other peer.
 #[derive(Debug)]
@@ -23,12 +22,10 @@ impl SuperSeed {
         Self { shown: vec![0; geometry.piece_count() as usize] }
     }
 
-    /// So many peers are few: they need more on show to keep the path full.
-    pub(crate) const FEW: usize = 2;
-
-    /// How many pieces a peer that fetched so many may see ahead of them.
-    pub(crate) fn ahead(few: bool, fetched: u32) -> u32 {
-        if few { (REVEALED_FIRST_FEW + fetched).min(REVEALED_MAX_FEW) } else { REVEALED_MAX }
+    /// How many pieces a peer that fetched so many may see ahead of them: its share of what is on show, at least one.
+    pub(crate) fn ahead(leechers: usize, fetched: u32) -> u32 {
+        let leechers = u32::try_from(leechers).unwrap_or(u32::MAX).max(1);
+        ON_SHOW.div_ceil(leechers).min(FIRST + fetched)
     }
 
     /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only
@@ -70,9 +67,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_sees_more_ahead_as_it_fetches_while_there_are_few() {
-        assert_eq!([0, 5, 100].map(|fetched| SuperSeed::ahead(true, fetched)), [2, 7, 16]);
-        assert_eq!(SuperSeed::ahead(false, 100), 1);
+    fn peers_share_what_is_on_show_and_see_more_as_they_fetch() {
+        assert_eq!([0, 5, 100].map(|fetched| SuperSeed::ahead(1, fetched)), [2, 7, ON_SHOW]);
+        assert_eq!([0, 2, 3, 8, 9, 10_000].map(|leechers| SuperSeed::ahead(leechers, 100)), [8, 4, 3, 1, 1, 1]);
     }
 
     #[test]

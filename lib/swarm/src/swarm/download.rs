@@ -113,11 +113,12 @@ impl Swarm {
         requested.map(|(_, block)| u64::from(block.length)).sum()
     }
 
-    /// Chooses what to ask of a peer: a torrent by weight of what it has for us, a waiting reader's first; then a piece.
+    /// Chooses what to ask of a peer: a torrent by weight of what it has for us, those with readers before those fetched
+    /// ahead of them; then a piece.
     fn choose(&mut self, conn: ConnIndex) -> Option<(TorrentKey, PieceIndex)> {
         let state = self.conns.get(conn)?;
         let wanted = state.shared.iter().map(|key| (*key, self.torrents[key].members[conn].wanted));
-        let wanted: Vec<_> = wanted.filter(|(_, wanted)| *wanted > 0).collect();
+        let mut wanted: Vec<_> = wanted.filter(|(_, wanted)| *wanted > 0).collect();
         let total: u32 = wanted.iter().map(|(_, wanted)| wanted).sum();
         if total == 0 || state.down.allowance == 0 || state.down.pieces >= state.down.depth {
             return None;
@@ -129,8 +130,9 @@ impl Swarm {
             at = at.saturating_sub(*wanted);
             here
         })?;
-        let order = wanted.iter().cycle().skip(first).take(wanted.len()).map(|(key, _)| *key);
-        for key in order {
+        wanted.rotate_left(first);
+        wanted.sort_by_key(|(key, _)| self.torrents[key].readers.is_empty());
+        for (key, _) in wanted {
             let torrent = &self.torrents[&key];
             if !room && torrent.begun.is_empty() {
                 continue;

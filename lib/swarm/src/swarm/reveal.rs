@@ -6,14 +6,12 @@ use rand::seq::SliceRandom as _;
 
 use super::Swarm;
 use crate::TorrentKey;
-use crate::superseed::SuperSeed;
+use crate::superseed::{ON_SHOW, SuperSeed};
 use crate::torrent::Torrent;
 use crate::wire::{Message, Pieces};
 
 /// When no block has left, no piece has come and no peer has joined for this long, there is upload to spare.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// Pieces of a torrent on show below which one may be shown a second time: those left may be shown to slow peers.
-const AGAIN_BELOW: u32 = 8;
 
 impl Swarm {
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
@@ -23,17 +21,17 @@ impl Swarm {
         members.shuffle(&mut self.rng);
         for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
-            let few = torrent.members.len() <= SuperSeed::FEW;
             let Some(member) = torrent.members.get(conn).filter(|_| torrent.super_seed.is_some()) else { continue };
-            let ahead = SuperSeed::ahead(few, member.revealed.count() - member.unfetched);
+            let ahead = SuperSeed::ahead(torrent.leechers, member.revealed.count() - member.unfetched);
             if member.unfetched >= ahead {
                 continue;
             }
             let mut repeats = 0;
-            if few || self.has_spare_copies() {
-                // Who was shown many while there were few counts as others do: nobody waits until it has fetched them.
+            if self.has_spare_copies() {
+                // Those left on show may be shown to slow peers. Who was shown many while there were few counts as others do:
+                // nobody waits until it has fetched them.
                 let on_show: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
-                repeats = AGAIN_BELOW.saturating_sub(on_show);
+                repeats = ON_SHOW.saturating_sub(on_show);
             }
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
