@@ -13,7 +13,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("shoal-proto", &["meta"]),
     ("shoal-swarm", &["meta", "proto"]),
     ("shoal-store", &["meta"]),
-    ("shoal-registry", &["meta"]),
+    ("shoal-registry", &["meta", "kit"]),
     ("shoal-kit", &[]),
     ("shoal-kube", &["meta", "kit"]),
     ("shoal-identity", &["kit"]),

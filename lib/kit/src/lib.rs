@@ -10,6 +10,7 @@ mod open_files;
 pub mod shutdown;
 pub mod telemetry;
 pub mod units;
+pub mod window;
 
 pub use admin::{Admin, AdminError, AdminParts, serve_admin, serve_router};
 pub use config::{ConfigError, Rejected};

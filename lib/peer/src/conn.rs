@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use shoal_identity::{Identity, Parts};
+use shoal_kit::window::Window;
 use shoal_meta::{BlockRef, PeerId, PeerInfo, Role};
 use shoal_store::BufferPool;
 use shoal_swarm::ConnId;
@@ -32,7 +33,6 @@ use crate::pace::Pace;
 use crate::rate::RateCap;
 use crate::send::{self, Ready, STALL_TIMEOUT};
 use crate::socket::Manners;
-use crate::window::Window;
 
 /// How long a peer has to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,7 +119,7 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
     let outbox = Arc::new(Outbox::new(net.handle.shutdown.child_token()));
     // Far peers' round trips are long, and a cap has bounded the window already.
     let is_bounded = net.me.topology.is_far(&peer.topology) || net.download.socket_buffer().is_some();
-    let window = (!is_bounded).then(|| (Window::default(), write.socket.clone()));
+    let window = (!is_bounded).then(|| (Window::new(0), write.socket.clone()));
     let connected = Connected { conn, remote, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
     if net.handle.send(Input::Connected(connected)).await.is_err() {
         return;

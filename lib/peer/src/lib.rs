@@ -25,7 +25,6 @@ mod rate;
 mod send;
 mod socket;
 mod torrent;
-mod window;
 
 pub use config::{Config, StartError};
 pub use counters::{ReceivedBytes, Status, WastedBytes};

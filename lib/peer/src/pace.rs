@@ -1,12 +1,11 @@
 //! How many unsent bytes the kernel may hold on a connection: what leaves within some milliseconds at the rate it has.
 //!
 //! Used by a connection's writer. What is unsent holds up control frames, and blocks that another connection could send
-//! sooner; but with too little a fast connection runs dry between two wakes of its writer. How fast a connection is, either way, a
-//! [`Run`] of its blocks tells. It knows no socket.
+//! sooner; but with too little a fast connection runs dry between two wakes of its writer. It knows no socket.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use shoal_kit::window::Run;
 use tokio::time::Instant;
 
 /// Unsent bytes leave in about this time.
@@ -15,8 +14,6 @@ const UNSENT_TIME: Duration = Duration::from_millis(4);
 /// connections take to send that over a slow link.
 pub(crate) const UNSENT_BYTES_MIN: u32 = 64 * 1024;
 const UNSENT_BYTES_MAX: u32 = 2 * 1024 * 1024;
-/// A connection that sent nothing for this long is measured anew.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// The pace of one connection.
 #[derive(Debug)]
@@ -24,14 +21,6 @@ pub(crate) struct Pace {
     unsent_bytes_max: u32,
     /// What was handed over since measuring began. The kernel holds `unsent_bytes_max` of it.
     run: Option<Run>,
-}
-
-/// Blocks that moved one after the other, without a pause.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Run {
-    began: Instant,
-    ended: Instant,
-    pub(crate) bytes: u64,
 }
 
 impl Pace {
@@ -57,24 +46,6 @@ impl Pace {
         let wanted = run.bytes_in(UNSENT_TIME, run.bytes - held, UNSENT_BYTES_MIN..=UNSENT_BYTES_MAX);
         self.run = Some(Run { began: ended, ended, bytes: wanted.into() });
         (std::mem::replace(&mut self.unsent_bytes_max, wanted) != wanted).then_some(wanted)
-    }
-}
-
-impl Run {
-    /// A block moved between two moments: it belongs to the run before, or begins one after a pause.
-    pub(crate) fn go_on(before: Option<Self>, began: Instant, ended: Instant, bytes: u64) -> Self {
-        match before {
-            Some(run) if began.duration_since(run.ended) < PAUSE => Self { ended, bytes: run.bytes + bytes, ..run },
-            Some(_) | None => Self { began, ended, bytes },
-        }
-    }
-
-    /// The bytes that move in a time when so many moved during the run: a power of two, as the bounds are.
-    pub(crate) fn bytes_in(&self, time: Duration, moved: u64, bounds: RangeInclusive<u32>) -> u32 {
-        let took = self.ended.duration_since(self.began).as_nanos().max(1);
-        let bytes = u128::from(moved) * time.as_nanos() / took;
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(*bounds.start(), *bounds.end());
-        (bytes / 4 * 3).next_power_of_two()
     }
 }
 

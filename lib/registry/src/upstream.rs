@@ -10,6 +10,7 @@ mod body;
 pub mod challenge;
 mod config;
 mod credentials;
+mod dial;
 mod endpoint;
 mod error;
 mod limits;

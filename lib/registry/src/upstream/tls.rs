@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::dial::Dialler;
 use super::{ConfigError, RegistryConfig};
 
 /// Idle connections kept to one host.
@@ -25,7 +26,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The most a connection buffers while it reads, in bytes; the headers of an answer must fit.
 const READ_BUFFER_MAX: usize = 256 * 1024;
 
-pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(super) type HttpClient = Client<HttpsConnector<Dialler>, Full<Bytes>>;
 
 /// The clients for one host.
 #[derive(Clone)]
@@ -103,8 +104,11 @@ fn http_client(roots: RootCertStore, identity: Option<Identity>, connect_timeout
     http.set_connect_timeout(Some(connect_timeout));
     http.set_nodelay(true);
     http.set_keepalive(Some(KEEPALIVE));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(Dialler::new(http));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
