@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// that is too small grows.
 const AHEAD_TIME: Duration = Duration::from_millis(25);
 /// The least that may be under way. Twelve such windows fill 120 ms of a 50 Mbit/s link.
-const AHEAD_BYTES_MIN: u32 = 64 * 1024;
+pub const AHEAD_BYTES_MIN: u32 = 64 * 1024;
 const AHEAD_BYTES_MAX: u32 = 2 * 1024 * 1024;
 /// The rate is measured over this many bytes.
 const MEASURED_BYTES: u64 = 256 * 1024;
@@ -24,10 +24,8 @@ pub const PAUSE: Duration = Duration::from_millis(20);
 /// Blocks that moved one after the other, without a pause.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
-    /// When the first began to move.
-    pub began: Instant,
-    /// When the last had moved.
-    pub ended: Instant,
+    began: Instant,
+    ended: Instant,
     /// How many bytes moved.
     pub bytes: u64,
 }
@@ -43,10 +41,10 @@ pub struct Window {
 }
 
 impl Window {
-    /// Of a connection that counts as slow when no more than so many bytes, 64 KiB at least, arrive on it in 25 ms.
+    /// Of a connection that counts as slow when no more than so many bytes arrive on it in 25 ms, [`AHEAD_BYTES_MIN`] or more.
     #[must_use]
     pub fn new(slow_bytes: u32) -> Self {
-        Self { slow_bytes: slow_bytes.max(AHEAD_BYTES_MIN), ahead_bytes: None, run: None }
+        Self { slow_bytes, ahead_bytes: None, run: None }
     }
 
     /// Counts a block that came in between two moments. Gives what the kernel may take ahead from now on, when that changes.
@@ -104,13 +102,13 @@ mod tests {
     #[test]
     fn a_fast_connection_is_the_kernels_affair() {
         for rate in [6_250_000, 125_000_000, 3_000_000_000] {
-            assert_eq!(receive(&mut Window::new(0), rate, 100), [0; 0], "{rate} bytes per second");
+            assert_eq!(receive(&mut Window::new(AHEAD_BYTES_MIN), rate, 100), [0; 0], "{rate} bytes per second");
         }
     }
 
     #[test]
     fn a_slow_connection_gets_a_small_window_that_grows_with_its_rate() {
-        let mut window = Window::new(0);
+        let mut window = Window::new(AHEAD_BYTES_MIN);
         assert_eq!(receive(&mut window, 500_000, 10), [AHEAD_BYTES_MIN]);
         assert_eq!(receive(&mut window, 2_500_000, 10), [0; 0]);
         assert_eq!(receive(&mut window, 10_000_000, 10), [4 * AHEAD_BYTES_MIN]);
@@ -126,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_not_taken_for_slowness() {
-        let mut window = Window::new(0);
+        let mut window = Window::new(AHEAD_BYTES_MIN);
         let mut now = Instant::now();
         for _ in 0..100 {
             let ended = now + Duration::from_millis(1);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use shoal_identity::{Identity, Parts};
-use shoal_kit::window::Window;
+use shoal_kit::window::{AHEAD_BYTES_MIN, Window};
 use shoal_meta::{BlockRef, PeerId, PeerInfo, Role};
 use shoal_store::BufferPool;
 use shoal_swarm::ConnId;
@@ -119,7 +119,7 @@ pub(crate) async fn run(net: Arc<Net>, stream: TcpStream, remote: SocketAddr, di
     let outbox = Arc::new(Outbox::new(net.handle.shutdown.child_token()));
     // Far peers' round trips are long, and a cap has bounded the window already.
     let is_bounded = net.me.topology.is_far(&peer.topology) || net.download.socket_buffer().is_some();
-    let window = (!is_bounded).then(|| (Window::new(0), write.socket.clone()));
+    let window = (!is_bounded).then(|| (Window::new(AHEAD_BYTES_MIN), write.socket.clone()));
     let connected = Connected { conn, remote, peer, dialled: dialled.is_some(), outbox: outbox.clone() };
     if net.handle.send(Input::Connected(connected)).await.is_err() {
         return;

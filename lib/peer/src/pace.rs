@@ -44,7 +44,7 @@ impl Pace {
             return None;
         }
         let wanted = run.bytes_in(UNSENT_TIME, run.bytes - held, UNSENT_BYTES_MIN..=UNSENT_BYTES_MAX);
-        self.run = Some(Run { began: ended, ended, bytes: wanted.into() });
+        self.run = Some(Run::go_on(None, ended, ended, wanted.into()));
         (std::mem::replace(&mut self.unsent_bytes_max, wanted) != wanted).then_some(wanted)
     }
 }
