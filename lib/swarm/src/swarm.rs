@@ -24,7 +24,7 @@ use crate::choker::Choker;
 use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote};
 use crate::dense::{ConnIds, ConnIndex, ConnMap, ConnSet};
 use crate::rate::{Quickest, Rate, Usual};
-use crate::sorted::SortedMap;
+use crate::sorted::{SortedMap, SortedSet};
 use crate::torrent::{CANDIDATES_MAX, CONTESTED_MAX, Member, Reader, Torrent};
 use crate::wire::Message;
 use crate::{
@@ -138,7 +138,7 @@ struct Dirty {
     /// Connections with blocks to hand to the driver.
     sending: ConnSet,
     /// Torrents with pieces to announce.
-    fresh: BTreeSet<TorrentKey>,
+    fresh: SortedSet<TorrentKey>,
     /// Members of super-seeded torrents that may be shown more.
     reveal: BTreeSet<(TorrentKey, ConnIndex)>,
     /// Slots may be free.
@@ -486,7 +486,6 @@ impl Swarm {
         for conn in std::mem::take(&mut self.dirty.sending).iter() {
             self.release_blocks(conn);
         }
-        // Taken out: a search tree that was emptied keeps a node, which is cold in the cache when nothing is to be told.
         for key in std::mem::take(&mut self.dirty.fresh) {
             self.tell_members(key, false);
         }
