@@ -445,14 +445,14 @@ mod tests {
 
     #[test]
     fn the_optimum_of_equals_is_pieces_plus_doublings() {
-        assert_eq!(seconds(&Scenario::crowd(1000, 1024 * MIB, MIB)), 1024.0 + 9.0);
+        assert_eq!(seconds(&Scenario::crowd(1000, 1024 * MIB, MIB)), 1024.0 + 9.0 / 2.0);
         assert_eq!(seconds(&Scenario::crowd(1, 512 * MIB, MIB)), 512.0);
     }
 
     #[test]
     fn several_blobs_take_as_long_as_one_of_their_length() {
         let scenario = Scenario { blobs: vec![500 * MIB, 8 * MIB, 4 * MIB], ..Scenario::crowd(1000, 1, MIB) };
-        assert_eq!(seconds(&scenario), 512.0 + 9.0 / 4.0);
+        assert_eq!(seconds(&scenario), 512.0 + 9.0 / 8.0);
     }
 
     #[test]

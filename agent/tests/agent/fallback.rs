@@ -212,14 +212,14 @@ async fn what_a_killed_agent_had_is_not_fetched_again() {
     let answer = get(&second, &path).await;
     assert!(answer.whole && answer.digest() == layer);
     let fetched = rig.sent(&layer).1 - before;
-    let lacked = rig.content(&layer).len() as u64 - u64::from(had) * 262_144;
+    let lacked = rig.content(&layer).len() as u64 - u64::from(had) * 131_072;
     assert!(fetched <= lacked, "{fetched} bytes fetched, {had} pieces had");
 }
 
 /// One fallback for each gap would cost a stall each.
 #[tokio::test]
 async fn gaps_between_what_a_node_has_are_filled_after_one_fallback() {
-    const PIECE: usize = 256 << 10;
+    const PIECE: usize = 128 << 10;
     let rig = Rig::with_layers(Options::default(), &[32 * PIECE]).await;
     let (shutdown, layer) = (rig.shutdown.child_token(), rig.image.layers[0]);
     let origin = rig.origin(shutdown.clone(), Vec::new()).await;

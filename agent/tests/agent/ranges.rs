@@ -6,8 +6,8 @@ use shoal_registry::embedded::Options;
 
 use crate::rig::{Rig, blob, eventually, get, get_range};
 
-const LENGTH: usize = 8 << 20;
-const PIECE: usize = 256 << 10;
+const LENGTH: usize = 32 * PIECE;
+const PIECE: usize = 128 << 10;
 
 async fn agent(rig: &Rig, origin: &shoal_origin::Running) -> Running {
     rig.agent(|config| config.origins = vec![format!("http://{}", origin.grpc_addr)]).await

@@ -56,13 +56,13 @@ pub enum GeometryError {
 }
 
 impl Geometry {
-    /// Cuts a blob by the rule of docs/adr/0002: the power of two nearest to `length / 1024`, between 256 KiB and 4 MiB.
+    /// Cuts a blob by the rule of docs/adr/0002: the power of two nearest to `length / 2048`, between 128 KiB and 4 MiB.
     ///
     /// # Errors
     /// When the blob is empty or longer than 4 TiB.
     pub fn for_length(length: u64) -> Result<Self, GeometryError> {
-        const SHORTEST: u64 = 256 * 1024;
-        let ideal = (length / 1024).clamp(SHORTEST, u64::from(PIECE_LENGTH_MAX));
+        const SHORTEST: u64 = 128 * 1024;
+        let ideal = (length / 2048).clamp(SHORTEST, u64::from(PIECE_LENGTH_MAX));
         let below = 1u64 << ideal.ilog2();
         let nearest = if ideal - below > below / 2 { below * 2 } else { below };
         Self::new(length, u32::try_from(nearest).unwrap_or(PIECE_LENGTH_MAX))
@@ -211,11 +211,11 @@ mod tests {
     #[test]
     fn the_piece_length_follows_from_the_blob_length_alone() {
         let piece_length = |length| Geometry::for_length(length).unwrap().piece_length();
-        assert_eq!(piece_length(1), 256 * 1024);
-        assert_eq!(piece_length(128 * MIB), 256 * 1024);
-        assert_eq!(piece_length(380 * MIB), 256 * 1024);
-        assert_eq!(piece_length(400 * MIB), 512 * 1024);
-        assert_eq!(piece_length(1024 * MIB), 1024 * 1024);
+        assert_eq!(piece_length(1), 128 * 1024);
+        assert_eq!(piece_length(256 * MIB), 128 * 1024);
+        assert_eq!(piece_length(380 * MIB), 128 * 1024);
+        assert_eq!(piece_length(400 * MIB), 256 * 1024);
+        assert_eq!(piece_length(1024 * MIB), 512 * 1024);
         assert_eq!(piece_length(10 * 1024 * MIB), 4 * 1024 * 1024);
     }
 

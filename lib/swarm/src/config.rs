@@ -11,7 +11,7 @@ pub struct Config {
     /// more the first copies of each piece are late, and grants are refused (the seeds say 4). Up to as many again are handed
     /// out while grants and requests are under way.
     pub upload_slots: u32,
-    /// The least a peer may request at one unchoke, in bytes; at least one piece is always granted. Default 256 KiB.
+    /// The least a peer may request at one unchoke, in bytes; at least one piece is always granted. Default 128 KiB.
     pub grant_bytes_min: u32,
     /// How long an unchoked peer may leave its allowance unused before the slot goes to another. Default 500 ms.
     pub grant_timeout: Duration,
@@ -58,7 +58,7 @@ impl Default for Config {
         Self {
             choke_policy: ChokePolicy::Cluster,
             upload_slots: 5,
-            grant_bytes_min: 256 * 1024,
+            grant_bytes_min: 128 * 1024,
             grant_timeout: Duration::from_millis(500),
             inflight_bytes_max: 32 * 1024 * 1024,
             inflight_pieces: 6,

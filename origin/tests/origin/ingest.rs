@@ -67,7 +67,7 @@ async fn a_stream_begins_at_the_piece_asked_for() {
         told.take(update);
     }
     assert_eq!(told.hashes, hashes_of(&blob));
-    assert_eq!(client.metainfo(request(5)).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(client.metainfo(request(9)).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn after_a_failure_the_next_request_goes_on_with_what_arrived() {
     let told = lab.metainfo(&digest).await.unwrap();
     assert_eq!(told.hashes, hashes_of(&blob));
     let last = lab.registry.requests().pop().unwrap();
-    assert_eq!((last.method.as_str(), last.range.as_deref()), ("GET", Some("bytes=524288-")));
+    assert_eq!((last.method.as_str(), last.range.as_deref()), ("GET", Some("bytes=655360-")));
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_restarted_origin_goes_on_with_what_is_on_disk() {
     lab.metainfo(&digest).await.unwrap_err();
     let lab = lab.restart().await;
     assert_eq!(lab.metainfo(&digest).await.unwrap().hashes, hashes_of(&blob));
-    assert_eq!(lab.registry.requests().pop().unwrap().range.as_deref(), Some("bytes=524288-"));
+    assert_eq!(lab.registry.requests().pop().unwrap().range.as_deref(), Some("bytes=655360-"));
     // A third one has it all.
     let lab = lab.restart().await;
     let before = lab.registry.counters().blobs[&digest].gets;

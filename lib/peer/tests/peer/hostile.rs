@@ -143,7 +143,7 @@ async fn a_liar_is_banned_and_the_blob_still_arrives() {
     };
     soon(lie).await;
     liar.loses_its_connection().await;
-    until(|| node.node.status().wasted.bad_piece == 256 * 1024).await;
+    until(|| node.node.status().wasted.bad_piece == u64::from(geometry.piece_length())).await;
     Rogue::greet(&node, 9).await.loses_its_connection().await;
     node.node.add_peers(digest, vec![honest.info()]);
     soon(torrent.committed()).await.unwrap();

@@ -63,7 +63,8 @@ impl Swarm {
     /// slow link with deep queues that is as much as a slot takes to be sent.
     fn slots_under_way(&self) -> u64 {
         let bytes = under_way(self.rate_out.get(self.now), self.answer.get());
-        (bytes / self.slot_bytes.max(1)).min(u64::from(self.config.upload_slots))
+        let most = u64::from(self.config.upload_slots) * if self.slot_bytes < SHORT_SLOT_BYTES { 2 } else { 1 };
+        (bytes / self.slot_bytes.max(1)).min(most)
     }
 
     /// How a peer that wants something, or is being served, looks to the choker.
@@ -285,6 +286,10 @@ impl Swarm {
         self.note_serving(conn);
     }
 }
+
+/// Of slots of fewer bytes twice as many may be granted ahead where grants take long to be answered: with one short piece for each,
+/// an origin whose downlink is full has nothing to send at times (docs/adr/0004).
+const SHORT_SLOT_BYTES: u64 = 256 * 1024;
 
 /// How many times what the measured rate moves may be under way: twice, so that the rate can grow (BBR's start-up, Cardwell
 /// et al. 2016).
