@@ -158,9 +158,6 @@ pub enum Violation {
     /// A piece or block is outside the blob.
     #[error("the peer named a piece or block outside the blob")]
     OutOfRange,
-    /// The peer's geometry for a digest differs from ours.
-    #[error("the peer has another length or piece length for the same digest")]
-    GeometryMismatch,
     /// A block arrived that we never asked for.
     #[error("the peer sent a block that was not requested")]
     UnrequestedBlock,

@@ -177,17 +177,11 @@ impl Swarm {
         }
         state.remotes.insert(alias, Remote::Waiting(Box::new(Waiting { digest, geometry, have })));
         match self.by_digest.get(&digest) {
-            Some(&key) => {
-                if self.torrents[&key].geometry != geometry {
-                    return Err(Violation::GeometryMismatch);
-                }
-                if self.conns[conn].opened.contains(&key) {
-                    self.catch_up(conn, key);
-                    self.attach(conn, alias, key);
-                } else {
-                    self.meet(conn, key, Some(alias), false);
-                }
+            Some(&key) if self.conns[conn].opened.contains(&key) => {
+                self.catch_up(conn, key);
+                self.attach(conn, alias, key);
             }
+            Some(&key) => self.meet(conn, key, Some(alias), false),
             None => self.events.push_back(Event::TorrentWanted(digest)),
         }
         Ok(())
@@ -302,13 +296,17 @@ impl Swarm {
         self.part_if_both_full(conn, key);
     }
 
-    /// Brings together a torrent open here and the peer's side of it.
+    /// Brings together a torrent open here and the peer's side of it. One who cuts the blob otherwise, as another build may, is
+    /// no member: the torrent's peers are those who cut it alike.
     pub(super) fn attach(&mut self, conn: ConnIndex, alias: Alias, key: TorrentKey) {
         let (Some(state), Some(torrent)) = (self.conns.get_mut(conn), self.torrents.get_mut(&key)) else { return };
         let Some(remote) = state.remotes.get_mut(&alias) else { return };
         let Remote::Waiting(waiting) = remote else { return };
-        if waiting.geometry != torrent.geometry || state.shared.contains(&key) {
-            self.violate(conn, Violation::GeometryMismatch);
+        if waiting.geometry != torrent.geometry {
+            return;
+        }
+        if state.shared.contains(&key) {
+            self.violate(conn, Violation::OutOfPlace);
             return;
         }
         let have = std::mem::replace(&mut waiting.have, Bitfield::empty(&torrent.geometry));
