@@ -35,6 +35,14 @@ fn one_node_alone_takes_the_blob_at_line_rate() {
 }
 
 #[test]
+fn ten_gigabits_are_in_use_before_a_layer_is_over() {
+    for nodes in [1, 8] {
+        let report = play(&Scenario::crowd(nodes, 256 * MIB, 1_250_000_000));
+        assert!(report.ratio_last < 2.0, "{report:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     let first = play(&small());
     assert_eq!(play(&small()), first);

@@ -13,7 +13,7 @@ const UNSENT_TIME: Duration = Duration::from_millis(4);
 /// The fewest unsent bytes allowed, and what a connection begins with. With more, requests and grants wait for as long as ten
 /// connections take to send that over a slow link.
 pub(crate) const UNSENT_BYTES_MIN: u32 = 64 * 1024;
-const UNSENT_BYTES_MAX: u32 = 2 * 1024 * 1024;
+const UNSENT_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
 /// The pace of one connection.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn what_may_be_unsent_follows_the_rate() {
-        for (rate, unsent) in [(1_000_000, 64), (6_250_000, 64), (125_000_000, 512), (5_000_000_000, 2048)] {
+        for (rate, unsent) in [(1_000_000, 64), (6_250_000, 64), (125_000_000, 512), (5_000_000_000, 4096)] {
             let mut pace = Pace::new();
             assert_eq!(after(&mut pace, rate, 100), unsent * 1024, "{rate} bytes per second");
             assert_eq!(after(&mut pace, 1_000_000, 100), UNSENT_BYTES_MIN, "it slows down again");

@@ -73,6 +73,8 @@ pub(crate) struct Up {
     /// Pieces the peer may still request.
     pub(crate) granted: u32,
     pub(crate) granted_at: Option<Time>,
+    /// As many make a slot, since the last grant.
+    pub(crate) slot_pieces: u64,
     /// When the grant came of which nothing is requested yet.
     pub(crate) offered_at: Option<Time>,
     pub(crate) queue: VecDeque<(TorrentKey, BlockRef)>,
@@ -163,18 +165,13 @@ impl Default for Down {
 }
 
 impl Up {
-    /// Pieces the peer may request for one slot.
-    pub(crate) fn pieces_per_slot(&self, grant_bytes_min: u32) -> u64 {
-        u64::from(grant_bytes_min).div_ceil(self.piece_length.max(1))
-    }
-
     /// Slots taken by what is granted, queued and being sent.
-    pub(crate) fn slots_taken(&self, grant_bytes_min: u32) -> u64 {
+    pub(crate) fn slots_taken(&self) -> u64 {
         if self.is_stuck {
             return 0;
         }
         let outstanding = u64::from(self.granted) * self.piece_length + self.queued_bytes;
-        outstanding.div_ceil((self.pieces_per_slot(grant_bytes_min) * self.piece_length).max(1))
+        outstanding.div_ceil((self.slot_pieces * self.piece_length).max(1))
     }
 }
 

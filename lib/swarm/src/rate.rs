@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::Time;
 
-/// An exponentially weighted rate with a time constant of [`WINDOW`].
+/// An exponentially weighted rate over about the last [`WINDOW_BYTES`], but no less than [`SHORTEST`] and no more than [`LONGEST`].
+/// How much may be under way follows it and grows with it, and each doubling takes about as long as it remembers: on a fast path
+/// seconds are longer than the blob. On a slow one less is too few blocks (docs/adr/0004).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rate {
     bytes_per_second: f64,
@@ -13,8 +15,10 @@ pub(crate) struct Rate {
     since: Time,
 }
 
-const WINDOW: Duration = Duration::from_secs(2);
-const STEP: Duration = Duration::from_millis(100);
+const WINDOW_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(5);
 
 impl Rate {
     pub(crate) fn add(&mut self, now: Time, bytes: u64) {
@@ -36,7 +40,8 @@ impl Rate {
             return;
         }
         let seconds = elapsed.as_secs_f64();
-        let keep = (-seconds / WINDOW.as_secs_f64()).exp();
+        let window = (WINDOW_BYTES / self.bytes_per_second).clamp(SHORTEST.as_secs_f64(), LONGEST.as_secs_f64());
+        let keep = (-seconds / window).exp();
         self.bytes_per_second = self.bytes_per_second * keep + self.pending as f64 / seconds * (1.0 - keep);
         self.pending = 0;
         self.since = now;
@@ -99,6 +104,23 @@ mod tests {
         assert_eq!(quickest.get(), Some(ms(5)));
         quickest.add(at(12), ms(9));
         assert_eq!(quickest.get(), Some(ms(9)));
+    }
+
+    #[test]
+    fn a_fast_flow_is_measured_sooner_than_a_slow_one() {
+        let after = |flow: u64, time: Duration| {
+            let (mut rate, mut now) = (Rate::default(), Time::ZERO);
+            let block = Duration::from_nanos(131_072_000_000_000 / flow);
+            while now.since(Time::ZERO) < time {
+                now += block;
+                rate.add(now, 131_072);
+            }
+            rate.get(now) / flow as f64
+        };
+        let (slow, fast) = (6_250_000, 1_250_000_000);
+        assert!(after(fast, Duration::from_millis(150)) > 0.8, "{}", after(fast, Duration::from_millis(150)));
+        assert!(after(slow, Duration::from_millis(150)) < 0.3, "{}", after(slow, Duration::from_millis(150)));
+        assert!((after(slow, Duration::from_secs(10)) - 1.0).abs() < 0.1, "{}", after(slow, Duration::from_secs(10)));
     }
 
     #[test]

@@ -23,9 +23,9 @@ impl SuperSeed {
     }
 
     /// How many pieces a peer that fetched so many may see ahead of them: its share of what is on show, at least one.
-    pub(crate) fn ahead(leechers: usize, fetched: u32) -> u32 {
+    pub(crate) fn ahead(on_show: u32, leechers: usize, fetched: u32) -> u32 {
         let leechers = u32::try_from(leechers).unwrap_or(u32::MAX).max(1);
-        ON_SHOW.div_ceil(leechers).min(FIRST + fetched)
+        on_show.div_ceil(leechers).min(FIRST + fetched)
     }
 
     /// Chooses the piece to show a peer next: the first that nobody has or has been shown. A piece is shown again only
@@ -68,8 +68,11 @@ mod tests {
 
     #[test]
     fn peers_share_what_is_on_show_and_see_more_as_they_fetch() {
-        assert_eq!([0, 5, 100].map(|fetched| SuperSeed::ahead(1, fetched)), [2, 7, ON_SHOW]);
-        assert_eq!([0, 2, 3, 8, 9, 10_000].map(|leechers| SuperSeed::ahead(leechers, 100)), [8, 4, 3, 1, 1, 1]);
+        assert_eq!([0, 5, 100].map(|fetched| SuperSeed::ahead(ON_SHOW, 1, fetched)), [2, 7, ON_SHOW]);
+        assert_eq!(
+            [0, 2, 3, 8, 9, 10_000].map(|leechers| SuperSeed::ahead(ON_SHOW, leechers, 100)),
+            [8, 4, 3, 1, 1, 1]
+        );
     }
 
     #[test]

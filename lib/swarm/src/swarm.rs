@@ -35,7 +35,7 @@ pub(crate) use metainfo::Search;
 use upload::QUEUE_MAX;
 
 /// Blocks given to the driver and not yet reported sent, at most, per connection; only a fast one has more than two.
-pub const SEND_WINDOW_BLOCKS: usize = 16;
+pub const SEND_WINDOW_BLOCKS: usize = 32;
 
 /// What [`Swarm::open`] needs to know of a torrent.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ pub struct Swarm {
     unverified_bytes: u64,
     rate_in: Rate,
     rate_out: Rate,
-    /// From the first request for a piece to its last block.
+    /// From the first request for a piece to its being verified.
     quickest: Quickest,
     /// From a grant of ours to the first request for it: a round trip, with what waits in queues on the way.
     answer: Usual,
@@ -510,7 +510,7 @@ impl Swarm {
             assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {at:?}");
             assert_eq!(self.wanting.contains(at), conn.up.interested, "wanting {at:?}");
             assert_eq!(self.allowed.contains(at), conn.down.allowance > 0, "allowed {at:?}");
-            assert_eq!(conn.up.slots, conn.up.slots_taken(self.config.grant_bytes_min), "slots of {at:?}");
+            assert_eq!(conn.up.slots, conn.up.slots_taken(), "slots of {at:?}");
             let serving = conn.up.granted > 0 || conn.up.queued_bytes > 0;
             assert_eq!(self.serving.contains(at), serving, "serving {at:?}");
             assert!(conn.up.sending <= SEND_WINDOW_BLOCKS, "send window at {at:?}");

@@ -258,7 +258,6 @@ impl Swarm {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         let Some(active) = torrent.active.get_mut(&piece) else { return };
         let Stage::Fetching { holders, .. } = std::mem::replace(&mut active.stage, Stage::Verifying) else { return };
-        self.quickest.add(self.now, self.now.since(active.begun_at));
         for holder in holders {
             if let Some(state) = self.conns.get_mut(holder) {
                 state.down.pieces -= 1;
@@ -273,6 +272,7 @@ impl Swarm {
     pub fn handle_verified(&mut self, now: Time, torrent: TorrentKey, piece: PieceIndex, good: bool) {
         self.now = now;
         let Some(active) = self.end_verification(torrent, piece) else { return };
+        self.quickest.add(now, now.since(active.begun_at));
         if good {
             if let Some(state) = self.torrents.get_mut(&torrent) {
                 state.measure(now.since(active.begun_at).max(Duration::from_micros(1)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::seq::SliceRandom as _;
 
 use super::Swarm;
+use super::upload::under_way;
 use crate::TorrentKey;
 use crate::superseed::{ON_SHOW, SuperSeed};
 use crate::torrent::Torrent;
@@ -12,6 +13,9 @@ use crate::wire::{Message, Pieces};
 
 /// When no block has left, no piece has come and no peer has joined for this long, there is upload to spare.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+/// What is on show is as much as leaves in twice this time: until a piece is fetched, verified and told of.
+const SHOW_TIME: Duration = Duration::from_millis(4);
 
 impl Swarm {
     /// Shows peers of super-seeded torrents more pieces, as they fetch those they were shown.
@@ -22,7 +26,8 @@ impl Swarm {
         for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
             let Some(member) = torrent.members.get(conn).filter(|_| torrent.super_seed.is_some()) else { continue };
-            let ahead = SuperSeed::ahead(torrent.leechers, member.revealed.count() - member.unfetched);
+            let on_show = self.on_show(torrent);
+            let ahead = SuperSeed::ahead(on_show, torrent.leechers, member.revealed.count() - member.unfetched);
             if member.unfetched >= ahead {
                 continue;
             }
@@ -30,8 +35,8 @@ impl Swarm {
             if self.has_spare_copies() {
                 // Those left on show may be shown to slow peers. Who was shown many while there were few counts as others do:
                 // nobody waits until it has fetched them.
-                let on_show: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
-                repeats = ON_SHOW.saturating_sub(on_show);
+                let shown: u32 = torrent.members.iter().map(|(_, member)| member.unfetched.min(ahead)).sum();
+                repeats = on_show.saturating_sub(shown);
             }
             let Some(torrent) = self.torrents.get_mut(&key) else { continue };
             let (Some(seed), Some(member)) = (&mut torrent.super_seed, torrent.members.get_mut(conn)) else {
@@ -52,6 +57,12 @@ impl Swarm {
                 self.send(conn, Message::Have { alias: key.alias(), pieces });
             }
         }
+    }
+
+    /// How many pieces of a torrent are on show: more where the uplink sends them within milliseconds.
+    fn on_show(&self, torrent: &Torrent) -> u32 {
+        let bytes = under_way(self.rate_out.get(self.now), Some(SHOW_TIME));
+        u32::try_from(bytes / u64::from(torrent.geometry.piece_length())).unwrap_or(u32::MAX).max(ON_SHOW)
     }
 
     /// Who has what of a torrent has changed: that may end super-seeding.

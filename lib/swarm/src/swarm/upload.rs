@@ -18,6 +18,9 @@ pub(super) const QUEUE_MAX: usize = 8192;
 /// The driver has twice what a connection sends in this time. With more, less can still be cancelled; with less, each block
 /// of a fast connection costs a round through the driver.
 const SEND_TIME: Duration = Duration::from_millis(2);
+/// A slot is as much as a connection sends in twice this time, if that is more than the least grant: a peer that gets all of a fast
+/// uplink would else ask for a few pieces at a time, and each time costs both ends.
+const SLOT_TIME: Duration = Duration::from_micros(500);
 /// One block on its way into the socket, and one that follows.
 const SEND_WINDOW_BLOCKS_MIN: usize = 2;
 
@@ -95,7 +98,7 @@ impl Swarm {
     /// Keeps account of a connection's grants and queue: whether it is being served, and the slots it takes.
     pub(super) fn note_serving(&mut self, conn: ConnIndex) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        let slots = state.up.slots_taken(self.config.grant_bytes_min);
+        let slots = state.up.slots_taken();
         self.slots_used = self.slots_used + slots - std::mem::replace(&mut state.up.slots, slots);
         if state.up.granted > 0 || state.up.queued_bytes > 0 {
             self.serving.insert(conn);
@@ -106,12 +109,14 @@ impl Swarm {
 
     fn grant(&mut self, conn: ConnIndex, slots: u64) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        let pieces = slots * state.up.pieces_per_slot(self.config.grant_bytes_min);
-        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
+        let piece_length = state.up.piece_length.max(1);
+        let few = u64::from(self.config.grant_bytes_min).div_ceil(piece_length);
+        state.up.slot_pieces = few.max(under_way(state.up.rate.get(self.now), Some(SLOT_TIME)) / piece_length);
+        let pieces = u32::try_from(slots * state.up.slot_pieces).unwrap_or(u32::MAX).max(1);
         state.up.granted = state.up.granted.saturating_add(pieces);
         state.up.granted_at = Some(self.now);
         state.up.offered_at.get_or_insert(self.now);
-        self.slot_bytes = u64::from(pieces) * state.up.piece_length;
+        self.slot_bytes = state.up.slot_pieces * state.up.piece_length;
         self.note_serving(conn);
         self.tell_all_news(conn);
         self.send(conn, Message::Unchoke { pieces });
@@ -313,7 +318,7 @@ mod tests {
 
     #[test]
     fn only_a_fast_connection_hands_out_more_than_two_blocks() {
-        for (megabytes_per_second, blocks) in [(0, 2), (125, 2), (400, 6), (1250, SEND_WINDOW_BLOCKS)] {
+        for (megabytes_per_second, blocks) in [(0, 2), (125, 2), (400, 6), (1250, 19), (5000, SEND_WINDOW_BLOCKS)] {
             assert_eq!(send_window(f64::from(megabytes_per_second) * 1e6), blocks, "{megabytes_per_second} MB/s");
         }
     }
