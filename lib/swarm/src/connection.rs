@@ -73,7 +73,7 @@ pub(crate) struct Up {
     /// Pieces the peer may still request.
     pub(crate) granted: u32,
     pub(crate) granted_at: Option<Time>,
-    /// As many make a slot, since the last grant.
+    /// Pieces that made a slot when it was last granted some.
     pub(crate) slot_pieces: u64,
     /// When the grant came of which nothing is requested yet.
     pub(crate) offered_at: Option<Time>,
