@@ -87,6 +87,16 @@ impl Usual {
     }
 }
 
+/// How many times what the measured rate moves may be under way: twice, so that the rate can grow (BBR's start-up, Cardwell
+/// et al. 2016).
+const GROWTH: f64 = 2.0;
+
+/// The bytes that may be under way at a rate in bytes per second on a path that takes a time; none before it is measured.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
+pub(crate) fn under_way(rate: f64, time: Option<Duration>) -> u64 {
+    (rate * GROWTH * time.unwrap_or_default().as_secs_f64()) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,10 +127,11 @@ mod tests {
             }
             rate.get(now) / flow as f64
         };
-        let (slow, fast) = (6_250_000, 1_250_000_000);
-        assert!(after(fast, Duration::from_millis(150)) > 0.8, "{}", after(fast, Duration::from_millis(150)));
-        assert!(after(slow, Duration::from_millis(150)) < 0.3, "{}", after(slow, Duration::from_millis(150)));
-        assert!((after(slow, Duration::from_secs(10)) - 1.0).abs() < 0.1, "{}", after(slow, Duration::from_secs(10)));
+        let soon = Duration::from_millis(150);
+        let (fast, slow) = (after(1_250_000_000, soon), after(6_250_000, soon));
+        assert!(fast > 0.8 && slow < 0.3, "{fast} {slow}");
+        let slow = after(6_250_000, Duration::from_secs(10));
+        assert!((slow - 1.0).abs() < 0.1, "{slow}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use shoal_meta::{Bitfield, Geometry, PieceIndex};
 use crate::availability::Availability;
 
 /// Pieces of a torrent on show and not fetched yet that keep the path full while peers verify, tell and ask.
-pub(crate) const ON_SHOW: u32 = 8;
+const ON_SHOW: u32 = 8;
 /// Pieces shown to one peer at first, growing by one with each that it fetched. Others may join at any moment, and what was
 /// shown cannot be taken back.
 const FIRST: u32 = 2;
@@ -20,6 +20,11 @@ pub(crate) struct SuperSeed {
 impl SuperSeed {
     pub(crate) fn new(geometry: &Geometry) -> Self {
         Self { shown: vec![0; geometry.piece_count() as usize] }
+    }
+
+    /// How many pieces of a torrent are on show where so many bytes leave soon.
+    pub(crate) fn on_show(geometry: &Geometry, soon: u64) -> u32 {
+        u32::try_from(soon / u64::from(geometry.piece_length())).unwrap_or(u32::MAX).max(ON_SHOW)
     }
 
     /// How many pieces a peer that fetched so many may see ahead of them: its share of what is on show, at least one.

@@ -6,10 +6,10 @@ use rand::RngExt as _;
 use shoal_meta::{BlockRef, PieceIndex};
 
 use super::Swarm;
-use super::upload::under_way;
 use crate::connection::{DEPTH_MIN, EXPIRED_MAX};
 use crate::dense::{ConnIndex, ConnSet};
 use crate::picker::{self, View};
+use crate::rate::under_way;
 use crate::torrent::{Active, Stage};
 use crate::wire::{Alias, BlockHeader, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{BlockOutcome, ConnId, DisconnectReason, Event, Time, TorrentKey, Violation};

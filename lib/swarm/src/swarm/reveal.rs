@@ -5,9 +5,9 @@ use std::time::Duration;
 use rand::seq::SliceRandom as _;
 
 use super::Swarm;
-use super::upload::under_way;
 use crate::TorrentKey;
-use crate::superseed::{ON_SHOW, SuperSeed};
+use crate::rate::under_way;
+use crate::superseed::SuperSeed;
 use crate::torrent::Torrent;
 use crate::wire::{Message, Pieces};
 
@@ -23,10 +23,11 @@ impl Swarm {
         let mut members: Vec<_> = std::mem::take(&mut self.dirty.reveal).into_iter().collect();
         // While pieces come one by one, the same peer would get each of them.
         members.shuffle(&mut self.rng);
+        let soon = under_way(self.rate_out.get(self.now), Some(SHOW_TIME));
         for (key, conn) in members {
             let Some(torrent) = self.torrents.get(&key) else { continue };
             let Some(member) = torrent.members.get(conn).filter(|_| torrent.super_seed.is_some()) else { continue };
-            let on_show = self.on_show(torrent);
+            let on_show = SuperSeed::on_show(&torrent.geometry, soon);
             let ahead = SuperSeed::ahead(on_show, torrent.leechers, member.revealed.count() - member.unfetched);
             if member.unfetched >= ahead {
                 continue;
@@ -57,12 +58,6 @@ impl Swarm {
                 self.send(conn, Message::Have { alias: key.alias(), pieces });
             }
         }
-    }
-
-    /// How many pieces of a torrent are on show: more where the uplink sends them within milliseconds.
-    fn on_show(&self, torrent: &Torrent) -> u32 {
-        let bytes = under_way(self.rate_out.get(self.now), Some(SHOW_TIME));
-        u32::try_from(bytes / u64::from(torrent.geometry.piece_length())).unwrap_or(u32::MAX).max(ON_SHOW)
     }
 
     /// Who has what of a torrent has changed: that may end super-seeding.

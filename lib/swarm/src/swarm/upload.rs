@@ -7,6 +7,7 @@ use shoal_meta::{BLOCK_LENGTH_MAX, BlockRef};
 use super::{SEND_WINDOW_BLOCKS, Swarm};
 use crate::choker::{Decision, View};
 use crate::dense::ConnIndex;
+use crate::rate::under_way;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
 use crate::{ConnId, Frame, Time, TorrentKey, Violation};
 
@@ -295,16 +296,6 @@ impl Swarm {
 /// Of slots of fewer bytes twice as many may be granted ahead where grants take long to be answered: with one short piece for each,
 /// an origin whose downlink is full has nothing to send at times (docs/adr/0004).
 const SHORT_SLOT_BYTES: u64 = 256 * 1024;
-
-/// How many times what the measured rate moves may be under way: twice, so that the rate can grow (BBR's start-up, Cardwell
-/// et al. 2016).
-const GROWTH: f64 = 2.0;
-
-/// The bytes that may be under way at a rate in bytes per second on a path that takes a time; none before it is measured.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is an estimate")]
-pub(super) fn under_way(rate: f64, time: Option<Duration>) -> u64 {
-    (rate * GROWTH * time.unwrap_or_default().as_secs_f64()) as u64
-}
 
 /// The blocks that the driver may have of a connection that sends at a rate in bytes per second.
 fn send_window(rate: f64) -> usize {
