@@ -94,7 +94,7 @@ pub(crate) fn control_length(message: &Message) -> u64 {
             Message::CloseTorrent { .. }
             | Message::HaveAll { .. }
             | Message::Interested
-            | Message::NotInterested
+            | Message::NotInterested { .. }
             | Message::Unchoke { .. }
             | Message::Choke
             | Message::FindMetainfo { .. } => 4,

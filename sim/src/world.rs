@@ -428,7 +428,7 @@ fn message_kind(message: &Message) -> u32 {
         Message::CloseTorrent { .. } => 34,
         Message::Have { pieces, .. } => 35 | pieces.first().copied().unwrap_or_default() << 8,
         Message::Interested => 36,
-        Message::NotInterested => 37,
+        Message::NotInterested { no_room } => 37 | u32::from(*no_room) << 8,
         Message::Unchoke { .. } => 38,
         Message::Choke => 39,
         Message::Request { blocks, .. } => 40 | blocks.first().map_or(0, |block| block.piece) << 8,

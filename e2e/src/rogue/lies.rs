@@ -370,7 +370,7 @@ fn short_words(torrent: &Torrent) -> Vec<Message> {
         words.push(Opened { alias: NOTHING, digest: other, geometry, have }.into());
         words.push(Message::CloseTorrent { alias: NOTHING });
     }
-    words.extend([Message::Choke, Message::NotInterested]);
+    words.extend([Message::Choke, Message::NotInterested { no_room: false }]);
     words
 }
 

@@ -3,13 +3,26 @@
 //! A slot is a grant of some bytes (one piece at least) that a peer may request. Slots bound how many peers are served at
 //! once: the fewer, the sooner the first copies of a piece are whole somewhere and can be passed on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use rand_pcg::Pcg64;
 
-use crate::dense::ConnIndex;
+use crate::dense::{ConnIndex, ConnSet};
 use crate::{ChokePolicy, Time};
+
+/// Whom the choker chooses from.
+pub(crate) struct Peers<'a> {
+    /// Those that would request something from us and have no slot.
+    pub(crate) waiting: ConnSet,
+    /// Those that are being served.
+    pub(crate) serving: &'a ConnSet,
+    /// Those in other zones: each fetches for all of its zone.
+    pub(crate) far: &'a ConnSet,
+    /// How one looks: asked of few, for their connections are cold in the cache.
+    pub(crate) view: &'a dyn Fn(ConnIndex) -> View,
+}
 
 /// What the choker sees of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +30,6 @@ pub(crate) struct View {
     pub(crate) conn: ConnIndex,
     /// The peer would request something from us.
     pub(crate) interested: bool,
-    /// It is in another zone, and fetches for all of it.
-    pub(crate) far: bool,
     /// Slots the peer takes: grants of which something is unused, requested or being sent.
     pub(crate) slots: u64,
     /// Bytes per second we get from the peer.
@@ -85,24 +96,22 @@ impl Choker {
         }
     }
 
-    /// Tells whether the policy looks at rates.
-    pub(crate) fn ranks_by_rate(&self) -> bool {
-        matches!(self, Self::Reciprocal(_))
-    }
-
-    /// Decides after something changed: interest, what is outstanding, or the time. Pass how many slots are taken, how many
-    /// more than usual may be, and every connection whose peer is interested or being served.
+    /// Decides after something changed: interest, what is outstanding, or the time. Pass how many slots are taken, and how many
+    /// more than usual may be.
     pub(crate) fn decide(
         &mut self,
         now: Time,
         used: u64,
         more: u64,
-        views: &mut [View],
+        peers: Peers<'_>,
         rng: &mut Pcg64,
     ) -> Vec<Decision> {
         match self {
-            Self::Cluster { slots } => cluster((*slots + more).saturating_sub(used), views, rng),
-            Self::Reciprocal(state) => state.decide(now, views, rng),
+            Self::Cluster { slots } => cluster((*slots + more).saturating_sub(used), peers, rng),
+            Self::Reciprocal(state) => {
+                let both = peers.waiting.iter().chain(peers.serving.iter());
+                state.decide(now, &both.map(peers.view).collect::<Vec<_>>(), rng)
+            }
         }
     }
 
@@ -123,27 +132,38 @@ impl Choker {
     }
 }
 
-fn cluster(free: u64, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
-    let rank = |view: &View| (view.slots, !view.far);
+fn cluster(free: u64, peers: Peers<'_>, rng: &mut Pcg64) -> Vec<Decision> {
     let mut out = Vec::new();
-    for _ in 0..free {
-        let mut best: Option<usize> = None;
-        let mut ties = 0u32;
-        for (index, view) in views.iter().enumerate().filter(|(_, view)| view.interested) {
-            match best.map(|best| rank(view).cmp(&rank(&views[best]))) {
-                None | Some(std::cmp::Ordering::Less) => (best, ties) = (Some(index), 1),
-                Some(std::cmp::Ordering::Equal) => {
-                    ties += 1;
-                    if rng.random_range(0..ties) == 0 {
-                        best = Some(index);
-                    }
-                }
-                Some(std::cmp::Ordering::Greater) => {}
-            }
+    let mut draw = |from: &mut ConnSet| {
+        let conn = from.and(peers.far).random(rng).or_else(|| from.random(rng))?;
+        from.remove(conn);
+        out.push(Decision::Grant(conn, 1));
+        Some(conn)
+    };
+    let mut waiting = peers.waiting;
+    let mut first = ConnSet::default();
+    let mut left = free;
+    while left > 0
+        && let Some(conn) = draw(&mut waiting)
+    {
+        first.insert(conn);
+        left -= 1;
+    }
+    if left == 0 {
+        return out;
+    }
+    let mut by_slots = BTreeMap::from([(1, first)]);
+    for view in peers.serving.iter().map(peers.view).filter(|view| view.interested) {
+        by_slots.entry(view.slots).or_default().insert(view.conn);
+    }
+    while left > 0
+        && let Some((slots, mut least)) = by_slots.pop_first()
+    {
+        if let Some(conn) = draw(&mut least) {
+            by_slots.insert(slots, least);
+            by_slots.entry(slots + 1).or_default().insert(conn);
+            left -= 1;
         }
-        let Some(best) = best else { break };
-        views[best].slots += 1;
-        out.push(Decision::Grant(views[best].conn, 1));
     }
     out
 }
@@ -209,7 +229,6 @@ mod tests {
             out.push(View {
                 conn: ConnIndex::new(usize::from(c.to_ascii_lowercase())).unwrap(),
                 interested: c.is_ascii_uppercase(),
-                far: false,
                 slots: 0,
                 rate_in: 0.0,
                 rate_out: 0.0,
@@ -231,9 +250,25 @@ mod tests {
         names.into_iter().collect()
     }
 
-    fn decide(choker: &mut Choker, now: Time, views: &mut [View], rng: &mut Pcg64) -> Vec<Decision> {
+    fn set(conns: impl Iterator<Item = ConnIndex>) -> ConnSet {
+        conns.collect()
+    }
+
+    /// The choker's decisions when these peers are there, those of them that are in capitals in `far` in another zone.
+    fn decide_far(choker: &mut Choker, now: Time, views: &[View], far: &str, rng: &mut Pcg64) -> Vec<Decision> {
         let used = views.iter().map(|view| view.slots).sum();
-        choker.decide(now, used, 0, views, rng)
+        let waiting = views.iter().filter(|view| view.interested && view.slots == 0);
+        let peers = Peers {
+            waiting: set(waiting.map(|view| view.conn)),
+            serving: &set(views.iter().filter(|view| view.slots > 0).map(|view| view.conn)),
+            far: &set(peers(far).iter().map(|view| view.conn)),
+            view: &|conn| *views.iter().find(|view| view.conn == conn).unwrap(),
+        };
+        choker.decide(now, used, 0, peers, rng)
+    }
+
+    fn decide(choker: &mut Choker, now: Time, views: &[View], rng: &mut Pcg64) -> Vec<Decision> {
+        decide_far(choker, now, views, "", rng)
     }
 
     fn at(seconds: u64) -> Time {
@@ -244,15 +279,15 @@ mod tests {
     fn a_free_slot_goes_to_an_interested_peer_without_one() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 2);
         let mut rng = Pcg64::seed_from_u64(1);
-        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("A+ b C"), &mut rng)), "c");
-        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("A+ B+ C"), &mut rng)), "");
-        assert_eq!(granted(&decide(&mut choker, at(0), &mut peers("a b"), &mut rng)), "");
+        assert_eq!(granted(&decide(&mut choker, at(0), &peers("A+ b C"), &mut rng)), "c");
+        assert_eq!(granted(&decide(&mut choker, at(0), &peers("A+ B+ C"), &mut rng)), "");
+        assert_eq!(granted(&decide(&mut choker, at(0), &peers("a b"), &mut rng)), "");
     }
 
     #[test]
     fn a_lone_peer_gets_every_slot() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 4);
-        let decisions = decide(&mut choker, at(0), &mut peers("A b c"), &mut Pcg64::seed_from_u64(1));
+        let decisions = decide(&mut choker, at(0), &peers("A b c"), &mut Pcg64::seed_from_u64(1));
         assert_eq!(granted(&decisions), "aaaa");
     }
 
@@ -260,9 +295,26 @@ mod tests {
     fn peers_with_equally_little_are_served_at_random() {
         let mut choker = Choker::new(ChokePolicy::Cluster, 2);
         let mut rng = Pcg64::seed_from_u64(1);
-        let mut served = |peers: &mut [View]| granted(&decide(&mut choker, at(0), peers, &mut rng));
-        let seen: std::collections::BTreeSet<_> = (0..100).map(|_| served(&mut peers("A+ B C D"))).collect();
+        let mut served = |peers: &[View]| granted(&decide(&mut choker, at(0), peers, &mut rng));
+        let seen: std::collections::BTreeSet<_> = (0..100).map(|_| served(&peers("A+ B C D"))).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn who_crosses_for_a_zone_comes_first_among_equals() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 3);
+        let mut rng = Pcg64::seed_from_u64(1);
+        for _ in 0..20 {
+            let decisions = decide_far(&mut choker, at(0), &peers("A+ B C D+"), "A C", &mut rng);
+            assert_eq!(granted(&decisions), "c");
+        }
+    }
+
+    #[test]
+    fn when_nobody_waits_those_with_least_get_more() {
+        let mut choker = Choker::new(ChokePolicy::Cluster, 7);
+        let decisions = decide(&mut choker, at(0), &peers("A++ B+ C d+"), &mut Pcg64::seed_from_u64(1));
+        assert_eq!(granted(&decisions), "bcc");
     }
 
     #[test]
@@ -273,12 +325,12 @@ mod tests {
         for (rate, view) in [15.0, 12.0, 10.0, 9.0, 8.0, 3.0].into_iter().zip(&mut views) {
             view.rate_in = rate;
         }
-        let first = granted(&decide(&mut choker, at(0), &mut views, &mut rng));
+        let first = granted(&decide(&mut choker, at(0), &views, &mut rng));
         assert!(first.starts_with("abcd") && first.len() <= 5, "{first}");
         views[4].rate_in = 20.0;
-        let same_round = granted(&decide(&mut choker, at(5), &mut views, &mut rng));
+        let same_round = granted(&decide(&mut choker, at(5), &views, &mut rng));
         assert!(!same_round.contains('D'), "a round lasts 10 s: {same_round}");
-        let next_round = granted(&decide(&mut choker, at(10), &mut views, &mut rng));
+        let next_round = granted(&decide(&mut choker, at(10), &views, &mut rng));
         assert!(next_round.contains('e'), "{next_round}");
     }
 
@@ -288,7 +340,7 @@ mod tests {
         let mut rng = Pcg64::seed_from_u64(1);
         for round in 0..8 {
             let now = at(round * 10);
-            decide(&mut choker, now, &mut peers("A b"), &mut rng);
+            decide(&mut choker, now, &peers("A b"), &mut rng);
             assert!(choker.timeout().is_some_and(|next| next > now), "due again at once after {now:?}");
         }
     }
@@ -301,7 +353,7 @@ mod tests {
         views[0].rate_in = 9.0;
         let mut seen = String::new();
         for round in 0..60 {
-            seen += &granted(&decide(&mut choker, at(round * 10), &mut views, &mut rng));
+            seen += &granted(&decide(&mut choker, at(round * 10), &views, &mut rng));
         }
         assert!("abcd".chars().all(|peer| seen.contains(peer)), "{seen}");
     }

@@ -38,13 +38,24 @@ pub(crate) struct Connection {
     pub(crate) up: Up,
 }
 
+/// What one end of a connection would ask of the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Interest {
+    /// Nothing; it is told at once of what may change that.
+    None,
+    /// Pieces for which it has no room in flight; left when it has.
+    NoRoom,
+    /// Pieces, at once.
+    Shown,
+}
+
 /// The half that brings us pieces.
 #[derive(Debug)]
 pub(crate) struct Down {
     /// Torrents of which the peer has an open piece.
     pub(crate) wanted: u32,
     /// What we last told the peer.
-    pub(crate) interested: bool,
+    pub(crate) interest: Interest,
     /// Pieces we may still request.
     pub(crate) allowance: u32,
     pub(crate) inflight: BTreeSet<(TorrentKey, BlockRef)>,
@@ -150,7 +161,7 @@ impl Default for Down {
     fn default() -> Self {
         Self {
             wanted: 0,
-            interested: false,
+            interest: Interest::None,
             allowance: 0,
             inflight: BTreeSet::new(),
             pieces: 0,

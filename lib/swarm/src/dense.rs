@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Index;
 
+use rand::RngExt as _;
+use rand_pcg::Pcg64;
 use smallvec::SmallVec;
 
 use crate::ConnId;
@@ -58,12 +60,13 @@ fn conn(index: usize) -> ConnIndex {
 #[derive(Debug)]
 pub(crate) struct ConnMap<T> {
     entries: Vec<Option<T>>,
-    length: usize,
+    /// The indices of those that are there.
+    taken: ConnSet,
 }
 
 impl<T> Default for ConnMap<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), length: 0 }
+        Self { entries: Vec::new(), taken: ConnSet::default() }
     }
 }
 
@@ -77,14 +80,13 @@ impl<T> ConnMap<T> {
         if at.index() >= self.entries.len() {
             self.entries.resize_with(at.index() + 1, || None);
         }
-        let old = self.entries[at.index()].replace(value);
-        self.length += usize::from(old.is_none());
+        self.entries[at.index()] = Some(value);
+        self.taken.insert(at);
     }
 
     pub(crate) fn remove(&mut self, at: ConnIndex) -> Option<T> {
-        let old = self.entries.get_mut(at.index())?.take();
-        self.length -= usize::from(old.is_some());
-        old
+        self.taken.remove(at);
+        self.entries.get_mut(at.index())?.take()
     }
 
     pub(crate) fn get(&self, at: ConnIndex) -> Option<&T> {
@@ -96,15 +98,15 @@ impl<T> ConnMap<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.length
+        self.taken.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.length == 0
+        self.taken.is_empty()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ConnIndex, &T)> {
-        self.entries.iter().enumerate().filter_map(|(index, entry)| Some((conn(index), entry.as_ref()?)))
+        self.taken.iter().filter_map(|at| Some((at, self.get(at)?)))
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnIndex, &mut T)> {
@@ -112,12 +114,12 @@ impl<T> ConnMap<T> {
     }
 
     /// The indices taken.
-    pub(crate) fn indices(&self) -> ConnSet {
-        self.iter().map(|(at, _)| at).collect()
+    pub(crate) fn indices(&self) -> &ConnSet {
+        &self.taken
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.entries.iter().flatten()
+        self.iter().map(|(_, value)| value)
     }
 }
 
@@ -163,6 +165,27 @@ impl ConnSet {
 
     pub(crate) fn extend(&mut self, other: &Self) {
         other.iter().for_each(|at| self.insert(at));
+    }
+
+    /// Those that are in the other set too.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self { words: self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect() }
+    }
+
+    /// Those that are not in the other set.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        let others = other.words.iter().copied().chain(std::iter::repeat(0));
+        Self { words: self.words.iter().zip(others).map(|(a, b)| a & !b).collect() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// One of them, each as likely; `None` of an empty set.
+    pub(crate) fn random(&self, rng: &mut Pcg64) -> Option<ConnIndex> {
+        let at = if self.len() > 1 { rng.random_range(0..self.len()) } else { 0 };
+        self.iter().nth(at)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = ConnIndex> {

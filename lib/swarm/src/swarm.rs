@@ -88,6 +88,8 @@ pub struct Swarm {
     conns: ConnMap<Connection>,
     /// Connections to peers in other zones.
     far: ConnSet,
+    /// Connections to origins.
+    origins: ConnSet,
     /// The driver's names of connections, and ours. Only looked up: its order is not the same in every run.
     by_id: ConnIds,
     torrents: SortedMap<TorrentKey, Torrent>,
@@ -109,6 +111,8 @@ pub struct Swarm {
     slot_bytes: u64,
     /// Connections whose peers would request something from us.
     wanting: ConnSet,
+    /// Connections whose peers would if they had room.
+    full: ConnSet,
     /// Connections with a grant, or with blocks that have not left.
     serving: ConnSet,
     /// Upload slots taken, over all connections.
@@ -157,6 +161,7 @@ impl Swarm {
             now: Time::ZERO,
             conns: ConnMap::default(),
             far: ConnSet::default(),
+            origins: ConnSet::default(),
             by_id: ConnIds::default(),
             torrents: SortedMap::default(),
             by_digest: BTreeMap::new(),
@@ -170,6 +175,7 @@ impl Swarm {
             answer: Usual::default(),
             slot_bytes: 0,
             wanting: ConnSet::default(),
+            full: ConnSet::default(),
             serving: ConnSet::default(),
             slots_used: 0,
             allowed: ConnSet::default(),
@@ -209,7 +215,7 @@ impl Swarm {
         self.torrents.insert(key, Torrent::new(now, torrent));
         self.by_digest.insert(digest, key);
         let leech = self.torrents[&key].is_leech();
-        for conn in self.conns.indices().iter() {
+        for conn in self.conns.indices().clone().iter() {
             self.meet(conn, key, self.waiting_alias(conn, &digest), leech);
         }
         Some(key)
@@ -222,7 +228,7 @@ impl Swarm {
         for piece in state.active.keys().copied().collect::<Vec<_>>() {
             self.drop_piece(torrent, piece);
         }
-        for conn in self.conns.indices().iter() {
+        for conn in self.conns.indices().clone().iter() {
             self.detach(conn, torrent);
             self.send_close(conn, torrent);
         }
@@ -388,7 +394,10 @@ impl Swarm {
             self.slots_used -= state.up.slots;
         }
         self.choker.forget(conn);
-        for set in [&mut self.far, &mut self.wanting, &mut self.serving, &mut self.allowed, &mut self.declined] {
+        for set in [&mut self.far, &mut self.origins, &mut self.wanting, &mut self.full] {
+            set.remove(conn);
+        }
+        for set in [&mut self.serving, &mut self.allowed, &mut self.declined] {
             set.remove(conn);
         }
         for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
@@ -463,7 +472,7 @@ impl Swarm {
             self.dirty.fresh.insert(key);
         } else {
             torrent.gained.clear();
-            for conn in torrent.members.indices().iter() {
+            for conn in torrent.members.indices().clone().iter() {
                 self.send(conn, Message::HaveAll { alias: key.alias() });
                 self.part_if_both_full(conn, key);
             }

@@ -70,7 +70,7 @@ pub enum Message {
     Have { alias: Alias, pieces: Pieces },
     HaveAll { alias: Alias },
     Interested,
-    NotInterested,
+    NotInterested { no_room: bool },
     Unchoke { pieces: u32 },
     Choke,
     Request { alias: Alias, blocks: Vec<WireBlock> },
@@ -263,7 +263,7 @@ fn to_proto(message: &Message) -> proto::control::Message {
         Message::Have { alias, pieces } => Out::Have(proto::Have { alias: alias.0, pieces: pieces.to_vec() }),
         Message::HaveAll { alias } => Out::HaveAll(proto::HaveAll { alias: alias.0 }),
         Message::Interested => Out::Interested(proto::Interested {}),
-        Message::NotInterested => Out::NotInterested(proto::NotInterested {}),
+        Message::NotInterested { no_room } => Out::NotInterested(proto::NotInterested { no_room: *no_room }),
         Message::Unchoke { pieces } => Out::Unchoke(proto::Unchoke { pieces: *pieces }),
         Message::Choke => Out::Choke(proto::Choke {}),
         Message::Request { alias, blocks: list } => {
@@ -316,7 +316,7 @@ fn from_proto(message: proto::control::Message) -> Result<Message, WireError> {
         }
         In::HaveAll(all) => Message::HaveAll { alias: Alias(all.alias) },
         In::Interested(_) => Message::Interested,
-        In::NotInterested(_) => Message::NotInterested,
+        In::NotInterested(not) => Message::NotInterested { no_room: not.no_room },
         In::Unchoke(unchoke) => Message::Unchoke { pieces: unchoke.pieces },
         In::Choke(_) => Message::Choke,
         In::Request(list) => Message::Request { alias: Alias(list.alias), blocks: blocks_from_proto(&list.blocks)? },

@@ -53,6 +53,25 @@ fn requests_beyond_the_allowance_are_rejected() {
 }
 
 #[test]
+fn a_peer_without_room_is_told_of_pieces_by_the_way() {
+    let told = |no_room| {
+        let mut net = Net::new(3, 200);
+        net.seed(0);
+        net.leech(1);
+        net.connect(1, 0);
+        let (at_peer, _) = net.connect(2, 1);
+        net.forge_open(2, at_peer, Alias(7), Bitfield::empty(&net.geometry));
+        net.forge(2, at_peer, Message::NotInterested { no_room });
+        net.run_until("complete", 60, |net| net.is_complete(1));
+        let is_have = |frame: &Frame| matches!(frame, Frame::Control(Message::Have { .. }));
+        net.sent.iter().filter(|(from, to, frame)| (*from, *to) == (1, 2) && is_have(frame)).count()
+    };
+    let (full, idle) = (told(true), told(false));
+    assert!(idle > 100, "one that wants nothing hears of each piece: {idle}");
+    assert!(full > 0 && full * 4 < idle, "one without room hears of several at a time: {full}, {idle}");
+}
+
+#[test]
 fn tit_for_tat_completes_too() {
     let config = Config { choke_policy: ChokePolicy::Reciprocal, ..Config::default() };
     let mut net = Net::with(6, 100, config);

@@ -48,7 +48,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(alias, pieces)| Message::Have { alias, pieces: pieces.into() }),
         alias.clone().prop_map(|alias| Message::HaveAll { alias }),
         Just(Message::Interested),
-        Just(Message::NotInterested),
+        any::<bool>().prop_map(|no_room| Message::NotInterested { no_room }),
         any::<u32>().prop_map(|pieces| Message::Unchoke { pieces }),
         Just(Message::Choke),
         (alias.clone(), blocks.clone()).prop_map(|(alias, blocks)| Message::Request { alias, blocks }),

@@ -95,7 +95,12 @@ pub struct HaveAll {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Interested {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct NotInterested {}
+pub struct NotInterested {
+    /// Only for want of room in flight: the sender says Interested again when it has some, and need not hear of new pieces before
+    /// it is unchoked.
+    #[prost(bool, tag = "1")]
+    pub no_room: bool,
+}
 /// "You may request this many more pieces." Adds to what is left; a request beyond it is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Unchoke {

@@ -112,7 +112,7 @@ impl World<'_> {
         let unknown = Digest::sha256_of(&self.rng.next_u64().to_be_bytes());
         match self.rng.random_range(0..12u32) {
             0 => Message::Interested,
-            1 => Message::NotInterested,
+            1 => Message::NotInterested { no_room: self.rng.random() },
             2 => Message::Unchoke { pieces: self.rng.next_u32() },
             3 => Message::Choke,
             4 => Message::Request { alias, blocks },

@@ -268,6 +268,10 @@ impl World<'_> {
 
     /// When something that leaves now at one end of a connection, or is in at a time, gets to the other.
     pub(super) fn late(&mut self, conn: u32, to: usize, at: Time) -> Time {
+        // As in `put_off`.
+        if self.scenario.faults.is_empty() {
+            return at;
+        }
         let link = &self.links[conn as usize];
         let lag = |node: u32| match self.nodes[node as usize].lag {
             (by, until) if until > self.now => by,

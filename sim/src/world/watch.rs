@@ -67,7 +67,7 @@ impl World<'_> {
             }
             Message::Hello { .. }
             | Message::Interested
-            | Message::NotInterested
+            | Message::NotInterested { .. }
             | Message::Unchoke { .. }
             | Message::Choke
             | Message::Request { .. }

@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use shoal_meta::{BlockRef, PieceIndex};
 
 use super::Swarm;
-use crate::connection::{DEPTH_MIN, EXPIRED_MAX};
+use crate::connection::{DEPTH_MIN, EXPIRED_MAX, Interest};
 use crate::dense::{ConnIndex, ConnSet};
 use crate::picker::{self, View};
 use crate::rate::under_way;
@@ -25,7 +25,7 @@ const REFUSALS_MAX: u32 = 8;
 impl Swarm {
     pub(super) fn unchoked(&mut self, conn: ConnIndex, pieces: u32) -> Result<(), Violation> {
         let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
-        if state.down.interested {
+        if state.down.interest == Interest::Shown {
             state.down.allowance = state.down.allowance.saturating_add(pieces);
             if state.down.allowance > 0 {
                 self.allowed.insert(conn);
@@ -39,7 +39,7 @@ impl Swarm {
     pub(super) fn choked(&mut self, conn: ConnIndex) -> Result<(), Violation> {
         self.void_allowance(conn);
         if let Some(state) = self.conns.get_mut(conn) {
-            state.down.interested = false;
+            state.down.interest = Interest::None;
             self.dirty.interest.insert(conn);
         }
         Ok(())

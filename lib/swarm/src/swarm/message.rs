@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use shoal_meta::{Bitfield, Geometry, PeerInfo, PieceIndex, Role};
 
 use super::Swarm;
-use crate::connection::{Connection, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, Waiting};
+use crate::connection::{Connection, Interest, REMOTE_BITFIELD_BYTES_MAX, REMOTES_MAX, Remote, Waiting};
 use crate::dense::ConnIndex;
 use crate::torrent::Member;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, Opened};
@@ -37,6 +37,9 @@ impl Swarm {
         self.by_id.insert(conn, index);
         if self.me.topology.is_far(&peer.topology) {
             self.far.insert(index);
+        }
+        if peer.role == Role::Origin {
+            self.origins.insert(index);
         }
         self.conns.insert(index, Connection::new(now, conn, peer, who, dialled));
         for key in self.torrents.keys().copied().collect::<Vec<_>>() {
@@ -110,8 +113,9 @@ impl Swarm {
             Message::CloseTorrent { alias } => self.remote_closed(conn, alias),
             Message::Have { alias, pieces } => self.remote_has(conn, alias, &pieces),
             Message::HaveAll { alias } => self.remote_has_all(conn, alias),
-            Message::Interested => self.remote_interested(conn, true),
-            Message::NotInterested => self.remote_interested(conn, false),
+            Message::Interested => self.remote_interested(conn, Interest::Shown),
+            Message::NotInterested { no_room: true } => self.remote_interested(conn, Interest::NoRoom),
+            Message::NotInterested { no_room: false } => self.remote_interested(conn, Interest::None),
             Message::Unchoke { pieces } => self.unchoked(conn, pieces),
             Message::Choke => self.choked(conn),
             Message::Request { alias, blocks } => self.requested(conn, alias, &blocks),

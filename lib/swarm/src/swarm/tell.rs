@@ -4,18 +4,21 @@ use shoal_meta::Role;
 
 use super::Swarm;
 use crate::TorrentKey;
-use crate::dense::{ConnIndex, ConnSet};
-use crate::torrent::Member;
+use crate::connection::Interest;
+use crate::dense::ConnIndex;
 use crate::wire::{LIST_LENGTH_MAX, Message, Pieces};
 
 impl Swarm {
-    /// Tells the members of a torrent of pieces we got. Those that are interested in us already can wait: they hear of it
-    /// when they are unchoked, for then they choose, or at the next tick. That is half of all messages.
+    /// Tells the members of a torrent of pieces we got. Those that are interested in us already, or will be when
+    /// they have room, can wait: they hear of it when they are unchoked, for then they choose, or at the next tick. That is half of all messages.
     pub(super) fn tell_members(&mut self, key: TorrentKey, all: bool) {
         let Some(torrent) = self.torrents.get(&key) else { return };
-        let now =
-            |(conn, member): &(ConnIndex, &Member)| all || member.role == Role::Origin || !self.wanting.contains(*conn);
-        let conns: ConnSet = torrent.members.iter().filter(now).map(|(conn, _)| conn).collect();
+        let mut conns = torrent.members.indices().clone();
+        if !all {
+            let origins = conns.and(&self.origins);
+            conns = conns.without(&self.wanting).without(&self.full);
+            conns.extend(&origins);
+        }
         for conn in conns.iter() {
             self.tell_news(conn, key);
         }
@@ -50,20 +53,29 @@ impl Swarm {
         }
     }
 
-    /// Tells a peer whether we want something of it. That we no longer do is said only to take back an allowance: until
-    /// then it costs nobody anything, and may have changed again.
+    /// Tells a peer whether we want something of it. That we no longer do, or have no room for it, is said only to take back an
+    /// allowance: until then it costs nobody anything, and may have changed again.
     pub(super) fn tell_interest(&mut self, conn: ConnIndex) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        let wants = state.down.wanted > 0 && !self.declined.contains(conn);
-        if state.down.interested == wants || (!wants && state.down.allowance == 0) {
+        let interest = match state.down.wanted {
+            0 => Interest::None,
+            _ if self.declined.contains(conn) => Interest::NoRoom,
+            _ => Interest::Shown,
+        };
+        let waits = match state.down.interest {
+            Interest::Shown => state.down.allowance == 0,
+            Interest::NoRoom => false,
+            Interest::None => interest == Interest::NoRoom,
+        };
+        if waits || interest == state.down.interest {
             return;
         }
-        state.down.interested = wants;
-        if wants {
+        state.down.interest = interest;
+        if interest == Interest::Shown {
             self.send(conn, Message::Interested);
         } else {
             self.void_allowance(conn);
-            self.send(conn, Message::NotInterested);
+            self.send(conn, Message::NotInterested { no_room: interest == Interest::NoRoom });
         }
     }
 }

@@ -21,6 +21,8 @@ impl Swarm {
             self.check_progress();
             self.check_grants();
             self.tell_everyone();
+            // What was refused while blocks left, and none has left since.
+            self.dirty.slots = true;
         }
         if self.choker.timeout().is_some_and(|at| now >= at) {
             self.dirty.slots = true;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use shoal_meta::{BLOCK_LENGTH_MAX, BlockRef};
 
 use super::{SEND_WINDOW_BLOCKS, Swarm};
-use crate::choker::{Decision, View};
+use crate::choker::{Decision, Peers, View};
+use crate::connection::{Connection, Interest};
 use crate::dense::ConnIndex;
 use crate::rate::under_way;
 use crate::wire::{Alias, LIST_LENGTH_MAX, Message, WireBlock};
@@ -26,20 +27,30 @@ const SLOT_TIME: Duration = Duration::from_micros(500);
 const SEND_WINDOW_BLOCKS_MIN: usize = 2;
 
 impl Swarm {
-    pub(super) fn remote_interested(&mut self, conn: ConnIndex, interested: bool) -> Result<(), Violation> {
-        if let Some(state) = self.conns.get_mut(conn) {
-            state.up.interested = interested;
-            if interested {
+    pub(super) fn remote_interested(&mut self, conn: ConnIndex, interest: Interest) -> Result<(), Violation> {
+        let Some(state) = self.conns.get_mut(conn) else { return Ok(()) };
+        state.up.interested = interest == Interest::Shown;
+        self.wanting.remove(conn);
+        self.full.remove(conn);
+        match interest {
+            Interest::Shown => {
                 self.wanting.insert(conn);
-            } else {
-                state.up.granted = 0;
-                state.up.offered_at = None;
-                self.wanting.remove(conn);
-                self.note_serving(conn);
-                self.tell_all_news(conn);
+                self.dirty.slots = true;
+                return Ok(());
             }
-            self.dirty.slots = true;
+            Interest::NoRoom => self.full.insert(conn),
+            Interest::None => {}
         }
+        state.up.granted = 0;
+        state.up.offered_at = None;
+        self.note_serving(conn);
+        if interest == Interest::None {
+            self.tell_all_news(conn);
+        }
+        // A refused slot is offered to another at once only while many are free, else when the next block has left: until then
+        // half of such offers are refused again, and each costs both ends (docs/adr/0004).
+        let most = u64::from(self.config.upload_slots) + self.slots_under_way();
+        self.dirty.slots |= self.slots_used * 4 <= most * 3;
         Ok(())
     }
 
@@ -52,10 +63,11 @@ impl Swarm {
         if !self.choker.has_free(used, more) {
             return;
         }
-        let mut concerned = self.wanting.clone();
-        concerned.extend(&self.serving);
-        let mut views: Vec<View> = concerned.iter().map(|conn| self.view(conn)).collect();
-        for decision in self.choker.decide(self.now, used, more, &mut views, &mut self.rng) {
+        let (now, conns) = (self.now, &self.conns);
+        let view = |conn| View::of(conn, &conns[conn], now);
+        let waiting = self.wanting.without(&self.serving);
+        let peers = Peers { waiting, serving: &self.serving, far: &self.far, view: &view };
+        for decision in self.choker.decide(now, used, more, peers, &mut self.rng) {
             match decision {
                 Decision::Grant(conn, slots) => self.grant(conn, slots),
                 Decision::Choke(conn) => self.choke(conn),
@@ -69,31 +81,6 @@ impl Swarm {
         let bytes = under_way(self.rate_out.get(self.now), self.answer.get());
         let most = u64::from(self.config.upload_slots) * if self.slot_bytes < SHORT_SLOT_BYTES { 2 } else { 1 };
         (bytes / self.slot_bytes.max(1)).min(most)
-    }
-
-    /// How a peer that wants something, or is being served, looks to the choker.
-    fn view(&self, conn: ConnIndex) -> View {
-        let rates = self.choker.ranks_by_rate();
-        if !rates && !self.serving.contains(conn) {
-            // Most are not being served; their connections need not be looked at.
-            return View {
-                conn,
-                interested: true,
-                far: self.far.contains(conn),
-                slots: 0,
-                rate_in: 0.0,
-                rate_out: 0.0,
-            };
-        }
-        let state = &self.conns[conn];
-        View {
-            conn,
-            interested: state.up.interested && !state.up.is_stuck,
-            far: self.far.contains(conn),
-            slots: state.up.slots,
-            rate_in: if rates { state.down.rate.get(self.now) } else { 0.0 },
-            rate_out: if rates { state.up.rate.get(self.now) } else { 0.0 },
-        }
     }
 
     /// Keeps account of a connection's grants and queue: whether it is being served, and the slots it takes.
@@ -290,6 +277,19 @@ impl Swarm {
         self.dirty.sending.insert(conn);
         self.dirty.slots = true;
         self.note_serving(conn);
+    }
+}
+
+impl View {
+    /// How a peer that wants something, or is being served, looks to the choker.
+    fn of(conn: ConnIndex, state: &Connection, now: Time) -> Self {
+        Self {
+            conn,
+            interested: state.up.interested && !state.up.is_stuck,
+            slots: state.up.slots,
+            rate_in: state.down.rate.get(now),
+            rate_out: state.up.rate.get(now),
+        }
     }
 }
 
