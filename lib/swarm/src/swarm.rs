@@ -129,6 +129,7 @@ pub struct Swarm {
     /// When a block last left, a piece came or a peer joined a torrent.
     moved_at: Time,
     next_tick: Time,
+    next_news: Time,
     next_housekeeping: Time,
 }
 
@@ -187,6 +188,7 @@ impl Swarm {
             next_reader: 0,
             moved_at: Time::ZERO,
             next_tick: Time::ZERO,
+            next_news: Time::ZERO,
             next_housekeeping: Time::ZERO,
         }
     }
@@ -496,7 +498,7 @@ impl Swarm {
             self.release_blocks(conn);
         }
         for key in std::mem::take(&mut self.dirty.fresh) {
-            self.tell_members(key, false);
+            self.tell_some(key);
         }
         for conn in std::mem::take(&mut self.dirty.interest).iter() {
             self.tell_interest(conn);

