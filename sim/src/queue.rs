@@ -17,12 +17,7 @@ pub(crate) struct Queue<E> {
     made: u64,
     lanes: Vec<Lane<E>>,
     heap: BinaryHeap<Reverse<Entry<E>>>,
-    /// When the first event is due, and the lane it is in; `None` for the heap.
-    first: Option<(Due, Option<usize>)>,
 }
-
-/// When an event is due, and which of those of one time it is.
-type Due = (Time, u64);
 
 #[derive(Debug)]
 struct Lane<E> {
@@ -32,7 +27,7 @@ struct Lane<E> {
 
 #[derive(Debug)]
 struct Entry<E> {
-    due: Due,
+    due: (Time, u64),
     event: E,
 }
 
@@ -58,55 +53,51 @@ impl<E> Ord for Entry<E> {
 
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
-        Self { made: 0, lanes: Vec::new(), heap: BinaryHeap::new(), first: None }
+        Self { made: 0, lanes: Vec::new(), heap: BinaryHeap::new() }
     }
 
     /// Adds an event a fixed delay from now; `now` never goes back from one call to the next.
     pub(crate) fn push_after(&mut self, now: Time, delay: Duration, event: E) {
-        let lane = self.lanes.iter().position(|lane| lane.delay == delay).unwrap_or(self.lanes.len());
-        if lane == LANES_MAX {
-            self.push_at(now + delay, event);
-            return;
+        let entry = self.entry(now + delay, event);
+        match self.lanes.iter().position(|lane| lane.delay == delay) {
+            Some(lane) => self.lanes[lane].entries.push_back(entry),
+            None if self.lanes.len() < LANES_MAX => {
+                self.lanes.push(Lane { delay, entries: VecDeque::from([entry]) });
+            }
+            None => self.heap.push(Reverse(entry)),
         }
-        if lane == self.lanes.len() {
-            self.lanes.push(Lane { delay, entries: VecDeque::new() });
-        }
-        let entry = self.entry(now + delay, Some(lane), event);
-        self.lanes[lane].entries.push_back(entry);
     }
 
     /// Adds an event at any time.
     pub(crate) fn push_at(&mut self, at: Time, event: E) {
-        let entry = self.entry(at, None, event);
+        let entry = self.entry(at, event);
         self.heap.push(Reverse(entry));
     }
 
     /// When the next event is due.
     pub(crate) fn next_due(&self) -> Option<Time> {
-        self.first.map(|((at, _), _)| at)
+        self.first().map(|((at, _), _)| at)
     }
 
     /// Takes the next event if it is due at `at`.
     pub(crate) fn pop_at(&mut self, at: Time) -> Option<E> {
-        let (_, lane) = self.first.filter(|((due, _), _)| *due == at)?;
-        let entry = match lane {
-            Some(lane) => self.lanes[lane].entries.pop_front(),
-            None => self.heap.pop().map(|Reverse(entry)| entry),
-        };
-        self.first = self.look();
-        entry.map(|entry| entry.event)
-    }
-
-    fn entry(&mut self, at: Time, lane: Option<usize>, event: E) -> Entry<E> {
-        self.made += 1;
-        let due = (at, self.made);
-        if self.first.is_none_or(|(first, _)| due < first) {
-            self.first = Some((due, lane));
+        let ((due, _), lane) = self.first()?;
+        if due != at {
+            return None;
         }
-        Entry { due, event }
+        match lane {
+            Some(lane) => self.lanes[lane].entries.pop_front().map(|entry| entry.event),
+            None => self.heap.pop().map(|Reverse(entry)| entry.event),
+        }
     }
 
-    fn look(&self) -> Option<(Due, Option<usize>)> {
+    fn entry(&mut self, at: Time, event: E) -> Entry<E> {
+        self.made += 1;
+        Entry { due: (at, self.made), event }
+    }
+
+    /// When the first event is due, and the lane it is in; `None` for the heap.
+    fn first(&self) -> Option<((Time, u64), Option<usize>)> {
         let mut best = self.heap.peek().map(|Reverse(entry)| (entry.due, None));
         for (index, lane) in self.lanes.iter().enumerate() {
             if let Some(entry) = lane.entries.front()

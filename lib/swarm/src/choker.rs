@@ -132,40 +132,30 @@ impl Choker {
     }
 }
 
-fn cluster(free: u64, peers: Peers<'_>, rng: &mut Pcg64) -> Vec<Decision> {
-    let mut out = Vec::new();
-    let mut draw = |from: &mut ConnSet| {
-        let conn = from.and(peers.far).random(rng).or_else(|| from.random(rng))?;
-        from.remove(conn);
-        out.push(Decision::Grant(conn, 1));
-        Some(conn)
-    };
-    let mut waiting = peers.waiting;
-    let mut first = ConnSet::default();
-    let mut left = free;
-    while left > 0
-        && let Some(conn) = draw(&mut waiting)
+fn cluster(free: u64, mut peers: Peers<'_>, rng: &mut Pcg64) -> Vec<Decision> {
+    let free = usize::try_from(free).unwrap_or(usize::MAX);
+    let mut granted = Vec::new();
+    while granted.len() < free
+        && let Some(conn) = peers.waiting.draw(peers.far, rng)
     {
-        first.insert(conn);
-        left -= 1;
+        granted.push(conn);
     }
-    if left == 0 {
-        return out;
-    }
-    let mut by_slots = BTreeMap::from([(1, first)]);
-    for view in peers.serving.iter().map(peers.view).filter(|view| view.interested) {
-        by_slots.entry(view.slots).or_default().insert(view.conn);
-    }
-    while left > 0
-        && let Some((slots, mut least)) = by_slots.pop_first()
-    {
-        if let Some(conn) = draw(&mut least) {
-            by_slots.insert(slots, least);
-            by_slots.entry(slots + 1).or_default().insert(conn);
-            left -= 1;
+    if granted.len() < free {
+        let mut by_slots = BTreeMap::from([(1, granted.iter().copied().collect::<ConnSet>())]);
+        for view in peers.serving.iter().map(peers.view).filter(|view| view.interested) {
+            by_slots.entry(view.slots).or_default().insert(view.conn);
+        }
+        while granted.len() < free
+            && let Some((slots, mut least)) = by_slots.pop_first()
+        {
+            if let Some(conn) = least.draw(peers.far, rng) {
+                granted.push(conn);
+                by_slots.insert(slots, least);
+                by_slots.entry(slots + 1).or_default().insert(conn);
+            }
         }
     }
-    out
+    granted.into_iter().map(|conn| Decision::Grant(conn, 1)).collect()
 }
 
 impl Reciprocal {
@@ -250,18 +240,14 @@ mod tests {
         names.into_iter().collect()
     }
 
-    fn set(conns: impl Iterator<Item = ConnIndex>) -> ConnSet {
-        conns.collect()
-    }
-
-    /// The choker's decisions when these peers are there, those of them that are in capitals in `far` in another zone.
+    /// The choker's decisions when these peers are there, those of them that are in `far` too in another zone.
     fn decide_far(choker: &mut Choker, now: Time, views: &[View], far: &str, rng: &mut Pcg64) -> Vec<Decision> {
         let used = views.iter().map(|view| view.slots).sum();
         let waiting = views.iter().filter(|view| view.interested && view.slots == 0);
         let peers = Peers {
-            waiting: set(waiting.map(|view| view.conn)),
-            serving: &set(views.iter().filter(|view| view.slots > 0).map(|view| view.conn)),
-            far: &set(peers(far).iter().map(|view| view.conn)),
+            waiting: waiting.map(|view| view.conn).collect(),
+            serving: &views.iter().filter(|view| view.slots > 0).map(|view| view.conn).collect(),
+            far: &peers(far).iter().map(|view| view.conn).collect(),
             view: &|conn| *views.iter().find(|view| view.conn == conn).unwrap(),
         };
         choker.decide(now, used, 0, peers, rng)

@@ -114,8 +114,8 @@ impl<T> ConnMap<T> {
     }
 
     /// The indices taken.
-    pub(crate) fn indices(&self) -> &ConnSet {
-        &self.taken
+    pub(crate) fn indices(&self) -> ConnSet {
+        self.taken.clone()
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
@@ -182,10 +182,15 @@ impl ConnSet {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// One of them, each as likely; `None` of an empty set.
-    pub(crate) fn random(&self, rng: &mut Pcg64) -> Option<ConnIndex> {
-        let at = if self.len() > 1 { rng.random_range(0..self.len()) } else { 0 };
-        self.iter().nth(at)
+    /// Takes out one that is in `first` too, or any if none is, each as likely; `None` of an empty set.
+    pub(crate) fn draw(&mut self, first: &Self, rng: &mut Pcg64) -> Option<ConnIndex> {
+        let mut random = |set: &Self| {
+            let at = if set.len() > 1 { rng.random_range(0..set.len()) } else { 0 };
+            set.iter().nth(at)
+        };
+        let drawn = random(&self.and(first)).or_else(|| random(self))?;
+        self.remove(drawn);
+        Some(drawn)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = ConnIndex> {
@@ -210,6 +215,7 @@ mod tests {
 
     use super::*;
     use proptest::prelude::*;
+    use rand::SeedableRng as _;
 
     #[test]
     fn the_first_index_that_is_free_is_used_again() {
@@ -234,6 +240,24 @@ mod tests {
             prop_assert_eq!(set.is_empty(), model.is_empty());
             prop_assert_eq!(set.iter().map(ConnIndex::index).collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             prop_assert!((0..200).all(|index| set.contains(conn(index)) == model.contains(&index)));
+            prop_assert_eq!(set.len(), model.len());
+        }
+
+        #[test]
+        fn all_are_drawn_those_in_the_other_set_first(
+            all in prop::collection::btree_set(0..200usize, 0..60),
+            first in prop::collection::btree_set(0..200usize, 0..60),
+        ) {
+            let [set, other] = [&all, &first].map(|model| model.iter().map(|&index| conn(index)).collect::<ConnSet>());
+            let both: BTreeSet<_> = set.and(&other).iter().map(ConnIndex::index).collect();
+            prop_assert_eq!(&both, &all.intersection(&first).copied().collect());
+            let rest: BTreeSet<_> = set.without(&other).iter().map(ConnIndex::index).collect();
+            prop_assert_eq!(&rest, &all.difference(&first).copied().collect());
+            let (mut left, mut rng) = (set, Pcg64::seed_from_u64(1));
+            let drawn: Vec<_> = std::iter::from_fn(|| left.draw(&other, &mut rng)).map(ConnIndex::index).collect();
+            prop_assert_eq!(drawn.iter().copied().take(both.len()).collect::<BTreeSet<_>>(), both);
+            prop_assert_eq!(drawn.len(), all.len());
+            prop_assert_eq!(drawn.into_iter().collect::<BTreeSet<_>>(), all);
         }
     }
 }

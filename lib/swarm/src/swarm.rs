@@ -217,7 +217,7 @@ impl Swarm {
         self.torrents.insert(key, Torrent::new(now, torrent));
         self.by_digest.insert(digest, key);
         let leech = self.torrents[&key].is_leech();
-        for conn in self.conns.indices().clone().iter() {
+        for conn in self.conns.indices().iter() {
             self.meet(conn, key, self.waiting_alias(conn, &digest), leech);
         }
         Some(key)
@@ -230,7 +230,7 @@ impl Swarm {
         for piece in state.active.keys().copied().collect::<Vec<_>>() {
             self.drop_piece(torrent, piece);
         }
-        for conn in self.conns.indices().clone().iter() {
+        for conn in self.conns.indices().iter() {
             self.detach(conn, torrent);
             self.send_close(conn, torrent);
         }
@@ -396,13 +396,19 @@ impl Swarm {
             self.slots_used -= state.up.slots;
         }
         self.choker.forget(conn);
-        for set in [&mut self.far, &mut self.origins, &mut self.wanting, &mut self.full] {
-            set.remove(conn);
-        }
-        for set in [&mut self.serving, &mut self.allowed, &mut self.declined] {
-            set.remove(conn);
-        }
-        for set in [&mut self.dirty.holding, &mut self.dirty.interest, &mut self.dirty.sending] {
+        let dirty = &mut self.dirty;
+        for set in [
+            &mut self.far,
+            &mut self.origins,
+            &mut self.wanting,
+            &mut self.full,
+            &mut self.serving,
+            &mut self.allowed,
+            &mut self.declined,
+            &mut dirty.holding,
+            &mut dirty.interest,
+            &mut dirty.sending,
+        ] {
             set.remove(conn);
         }
         self.dirty.slots = true;
@@ -474,7 +480,7 @@ impl Swarm {
             self.dirty.fresh.insert(key);
         } else {
             torrent.gained.clear();
-            for conn in torrent.members.indices().clone().iter() {
+            for conn in torrent.members.indices().iter() {
                 self.send(conn, Message::HaveAll { alias: key.alias() });
                 self.part_if_both_full(conn, key);
             }
@@ -520,6 +526,8 @@ impl Swarm {
             let pieces: usize = self.torrents.values().map(holds).sum();
             assert_eq!(conn.down.pieces as usize, pieces, "pieces asked of {at:?}");
             assert_eq!(self.wanting.contains(at), conn.up.interested, "wanting {at:?}");
+            assert!(!(self.wanting.contains(at) && self.full.contains(at)), "{at:?} wants and has no room");
+            assert_eq!(self.origins.contains(at), conn.peer.role == Role::Origin, "{at:?} is an origin");
             assert_eq!(self.allowed.contains(at), conn.down.allowance > 0, "allowed {at:?}");
             assert_eq!(conn.up.slots, conn.up.slots_taken(), "slots of {at:?}");
             let serving = conn.up.granted > 0 || conn.up.queued_bytes > 0;

@@ -86,7 +86,7 @@ impl Swarm {
     fn seed_plainly(&mut self, key: TorrentKey) {
         let Some(torrent) = self.torrents.get_mut(&key) else { return };
         torrent.super_seed = None;
-        for conn in torrent.members.indices().clone().iter() {
+        for conn in torrent.members.indices().iter() {
             self.send(conn, Message::HaveAll { alias: key.alias() });
             self.part_if_both_full(conn, key);
         }

@@ -15,18 +15,16 @@ const TOLD_AT_ONCE: usize = 3;
 impl Swarm {
     /// Tells members of a torrent of pieces we got: origins, which count copies, and some of those that want nothing of us, far
     /// ones first. Who is interested already, or will be when it has room, hears of it when it is unchoked, for then it
-    /// chooses; all others hear by and by. That is two thirds of all messages.
+    /// chooses; all others hear by and by (docs/adr/0004).
     pub(super) fn tell_some(&mut self, key: TorrentKey) {
         let Some(torrent) = self.torrents.get(&key) else { return };
         let members = torrent.members.indices();
         let mut told = members.and(&self.origins);
         let mut idle = members.without(&told).without(&self.wanting).without(&self.full);
         for _ in 0..TOLD_AT_ONCE {
-            let Some(conn) = idle.and(&self.far).random(&mut self.rng).or_else(|| idle.random(&mut self.rng)) else {
-                break;
-            };
-            idle.remove(conn);
-            told.insert(conn);
+            if let Some(conn) = idle.draw(&self.far, &mut self.rng) {
+                told.insert(conn);
+            }
         }
         for conn in told.iter() {
             self.tell_news(conn, key);
@@ -36,7 +34,7 @@ impl Swarm {
     /// Tells every member of every torrent what it has not been told.
     pub(super) fn tell_everyone(&mut self) {
         let news = self.torrents.iter().filter(|(_, torrent)| !torrent.gained.is_empty());
-        let news = news.map(|(&key, torrent)| (key, torrent.members.indices().clone()));
+        let news = news.map(|(&key, torrent)| (key, torrent.members.indices()));
         for (key, members) in news.collect::<Vec<_>>() {
             for conn in members.iter() {
                 self.tell_news(conn, key);

@@ -25,7 +25,7 @@ impl Swarm {
                 self.next_news = now + NEWS;
                 self.tell_everyone();
             }
-            // What was refused while blocks left, and none has left since.
+            // For those that were freed just now, and those that were refused while blocks left, if none has left since.
             self.dirty.slots = true;
         }
         if self.choker.timeout().is_some_and(|at| now >= at) {

@@ -48,7 +48,7 @@ impl Swarm {
             self.tell_all_news(conn);
         }
         // A refused slot is offered to another at once only while many are free, else when the next block has left: until then
-        // half of such offers are refused again, and each costs both ends (docs/adr/0004).
+        // most of such offers are refused again, and each costs both ends (docs/adr/0004).
         let most = u64::from(self.config.upload_slots) + self.slots_under_way();
         self.dirty.slots |= self.slots_used * 4 <= most * 3;
         Ok(())
@@ -134,7 +134,6 @@ impl Swarm {
             if let Some(state) = self.conns.get_mut(conn) {
                 state.up.is_stuck = true;
             }
-            self.dirty.slots = true;
             self.note_serving(conn);
         }
         let timeout = self.config.grant_timeout;
